@@ -1,0 +1,1 @@
+//! The guest agent's protobuf contract, its generated code and its client.

@@ -1,0 +1,2 @@
+//! The in-guest agent.
+fn main() {}

@@ -1,0 +1,15 @@
+//! What every Wrenn crate shares: ids, units and the undo list.
+//!
+//! Nothing here does I/O of its own; the one thread this crate starts is the [`Reaper`], which runs
+//! undo lists for callers who must not block.
+#![forbid(unsafe_code)]
+
+mod id;
+mod reaper;
+mod undo;
+mod units;
+
+pub use id::{HostId, ImageName, InvalidId, SandboxId};
+pub use reaper::Reaper;
+pub use undo::{BoxError, Deadline, StepId, UndoFailure, UndoList};
+pub use units::{Bytes, MiB};

@@ -1,0 +1,2 @@
+//! The `wrenn` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Host, Sandbox and PausedSandbox: the public API of Wrenn.

@@ -1,0 +1,1 @@
+//! A Firecracker-API-compatible virtual machine monitor on rust-vmm crates.

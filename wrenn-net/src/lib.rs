@@ -1,0 +1,1 @@
+//! Network slots: namespace, veth, TAP and NAT for one sandbox.

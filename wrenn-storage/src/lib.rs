@@ -1,0 +1,1 @@
+//! Images, copy-on-write root disks, layered memory images and the snapshot store.

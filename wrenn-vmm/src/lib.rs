@@ -1,0 +1,1 @@
+//! Drives a microVM monitor process through the Firecracker REST API.
