@@ -1,1 +1,3 @@
 //! Images, copy-on-write root disks, layered memory images and the snapshot store.
+
+pub mod durable;

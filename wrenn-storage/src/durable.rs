@@ -1,0 +1,359 @@
+//! Files and directories that appear under their name whole and on disk, or not at all.
+//!
+//! Everything that outlives a process is made the same way: written under a staging name beside its target,
+//! fsynced, renamed over the target, and then the directory is fsynced.
+//!
+//! Failure paths:
+//! - An error or a dropped [`StagedFile`] / [`StagedDir`] removes what was staged; the target is as before.
+//! - A crash before the rename leaves the target as before and a staging name, which [`sweep`] removes.
+//!   A staging name that is still being written carries an flock, which dies with its process, so a sweep
+//!   never takes a living writer's work away.
+//! - A crash after the rename leaves the new target, whole. When the rename itself becomes durable is only known
+//!   once `commit` has returned.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+
+/// What every staging name begins with; nothing else in a directory that is swept may.
+pub const STAGING_PREFIX: &str = ".staged-";
+
+/// How often a staging name is tried anew when a sweep or an equal name gets in the way.
+const ATTEMPTS: usize = 16;
+
+/// A file being written under a staging name beside its target.
+///
+/// Dropping it without [`commit`](Self::commit) removes it.
+#[derive(Debug)]
+pub struct StagedFile {
+    file: File,
+    staged: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl StagedFile {
+    /// Creates an empty file (mode 0600, open for reading and writing) that is to become `target`.
+    ///
+    /// # Errors
+    /// The target's directory is missing, full or not writable. Nothing is left behind.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        let (file, staged) = stage(target, |path| {
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+        })?;
+        Ok(Self { file, staged, target: target.to_owned(), committed: false })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where the file is until it is committed.
+    pub fn path(&self) -> &Path {
+        &self.staged
+    }
+
+    /// Makes the content durable and gives the file its name, replacing a file that had it.
+    ///
+    /// Returns the file, still open.
+    ///
+    /// # Errors
+    /// Before the rename: the target is as before and the staged file is gone. An error from the last step, the
+    /// directory's fsync, leaves the new target in place, but it may not survive a power loss.
+    pub fn commit(mut self) -> io::Result<File> {
+        self.file.sync_all()?;
+        fs::rename(&self.staged, &self.target)?;
+        self.committed = true;
+        sync_parent(&self.target)?;
+        self.file.try_clone()
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_file(&self.staged);
+        }
+    }
+}
+
+/// A directory being filled under a staging name beside its target.
+///
+/// Dropping it without [`commit`](Self::commit) removes it with everything in it.
+#[derive(Debug)]
+pub struct StagedDir {
+    dir: File,
+    staged: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl StagedDir {
+    /// Creates an empty directory (mode 0700) that is to become `target`.
+    ///
+    /// # Errors
+    /// The target's parent is missing, full or not writable. Nothing is left behind.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        let (dir, staged) = stage(target, |path| {
+            fs::DirBuilder::new().mode(0o700).create(path)?;
+            File::open(path)
+        })?;
+        Ok(Self { dir, staged, target: target.to_owned(), committed: false })
+    }
+
+    /// Where the directory is until it is committed: fill it here.
+    pub fn path(&self) -> &Path {
+        &self.staged
+    }
+
+    /// Makes everything in the directory durable and gives it its name, which must be free.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the target is there; it is untouched, whatever it is. Otherwise as for
+    /// [`StagedFile::commit`].
+    pub fn commit(mut self) -> io::Result<()> {
+        sync_tree(&self.staged)?;
+        match renameat_with(CWD, &self.staged, CWD, &self.target, RenameFlags::NOREPLACE) {
+            // Not every file system has NOREPLACE. A plain rename replaces an empty directory at most.
+            Err(Errno::INVAL) if !self.target.exists() => fs::rename(&self.staged, &self.target)?,
+            result => result?,
+        }
+        self.committed = true;
+        sync_parent(&self.target)?;
+        // The lock lived on this descriptor; the name is free of staging from here on.
+        let _ = flock(&self.dir, FlockOperation::Unlock);
+        Ok(())
+    }
+}
+
+impl Drop for StagedDir {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_dir_all(&self.staged);
+        }
+    }
+}
+
+/// Writes `content` to `target`, replacing it durably and atomically.
+///
+/// # Errors
+/// As [`StagedFile::create`] and [`StagedFile::commit`].
+pub fn write(target: &Path, content: &[u8]) -> io::Result<()> {
+    let staged = StagedFile::create(target)?;
+    staged.file().write_all(content)?;
+    staged.commit().map(drop)
+}
+
+/// Gives a file that is already written a new name on the same file system, durably.
+///
+/// The file's content is fsynced first, then it is renamed (replacing `to`), then both directories are fsynced.
+///
+/// # Errors
+/// Up to the rename `from` stays where it was. An error after it leaves the file at `to`.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    File::open(from)?.sync_all()?;
+    fs::rename(from, to)?;
+    sync_parent(to)?;
+    if from.parent() != to.parent() { sync_parent(from) } else { Ok(()) }
+}
+
+/// Removes a file durably; one that is not there is fine.
+///
+/// # Errors
+/// The file could not be removed or its directory not synced.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => sync_parent(path),
+    }
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// The directory cannot be opened or synced.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Makes the name of `path` durable in the directory that holds it.
+///
+/// # Errors
+/// As [`sync_dir`].
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    sync_dir(parent(path))
+}
+
+/// Removes what crashed writers left staged in `dir` and returns how many names that were.
+///
+/// Names whose writer still lives are left alone.
+///
+/// # Errors
+/// The directory cannot be read, or a leftover not be removed.
+pub fn sweep(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_name().as_encoded_bytes().starts_with(STAGING_PREFIX.as_bytes()) {
+            continue;
+        }
+        let Some(leftover) = unless_gone(open_without_following(&entry.path()))? else { continue };
+        match flock(&leftover, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => continue,
+            result => result?,
+        }
+        let result = if leftover.metadata()?.is_dir() {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        };
+        removed += usize::from(unless_gone(result)?.is_some());
+    }
+    Ok(removed)
+}
+
+fn open_without_following(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// Makes a locked staging entry beside `target` with `create`.
+fn stage(target: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Result<(File, PathBuf)> {
+    let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    for _ in 0..ATTEMPTS {
+        let mut random = [0u8; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let mut staged = std::ffi::OsString::from(STAGING_PREFIX);
+        staged.push(format!("{:016x}-", u64::from_le_bytes(random)));
+        staged.push(name);
+        let staged = parent(target).join(staged);
+        let file = match create(&staged) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            result => result?,
+        };
+        flock(&file, FlockOperation::LockExclusive)?;
+        // A sweep may have taken the entry between its creation and the lock: it is then unlinked.
+        if unless_gone(fs::symlink_metadata(&staged))?.is_some_and(|found| same_file(&found, &file)) {
+            return Ok((file, staged));
+        }
+    }
+    Err(io::Error::other("no free staging name"))
+}
+
+fn same_file(found: &fs::Metadata, file: &File) -> bool {
+    file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))
+}
+
+/// Fsyncs every file and directory below `dir`, and `dir` itself.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(dir)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_committed_file_replaces_and_a_dropped_one_vanishes() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("state");
+        write(&target, b"old").unwrap();
+        let staged = StagedFile::create(&target).unwrap();
+        staged.file().write_all(b"half").unwrap();
+        assert!(staged.path().exists());
+        drop(staged);
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+        write(&target, b"new").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"new");
+        assert_eq!(names(dir.path()), ["state"]);
+    }
+
+    #[test]
+    fn a_committed_directory_never_replaces() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("image");
+        for (content, committed) in [("first", true), ("second", false)] {
+            let staged = StagedDir::create(&target).unwrap();
+            fs::create_dir(staged.path().join("sub")).unwrap();
+            fs::write(staged.path().join("sub/file"), content).unwrap();
+            let result = staged.commit();
+            assert_eq!(result.is_ok(), committed);
+            if let Err(e) = result {
+                assert_eq!(e.kind(), io::ErrorKind::AlreadyExists);
+            }
+        }
+        assert_eq!(fs::read(target.join("sub/file")).unwrap(), b"first");
+        assert_eq!(names(dir.path()), ["image"]);
+    }
+
+    #[test]
+    fn a_sweep_removes_leftovers_and_spares_living_writers() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".staged-0-file"), b"crashed").unwrap();
+        fs::create_dir(dir.path().join(".staged-1-dir")).unwrap();
+        fs::write(dir.path().join(".staged-1-dir/part"), b"crashed").unwrap();
+        fs::write(dir.path().join("kept"), b"").unwrap();
+        let living = StagedFile::create(&dir.path().join("file")).unwrap();
+        let living_dir = StagedDir::create(&dir.path().join("dir")).unwrap();
+        assert_eq!(sweep(dir.path()).unwrap(), 2);
+        living.file().write_all(b"done").unwrap();
+        living.commit().unwrap();
+        living_dir.commit().unwrap();
+        assert_eq!(names(dir.path()), ["dir", "file", "kept"]);
+        assert_eq!(sweep(dir.path()).unwrap(), 0);
+    }
+
+    #[test]
+    fn rename_and_remove_are_plain_in_their_effect() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, b"x").unwrap();
+        rename(&from, &to).unwrap();
+        assert_eq!(names(dir.path()), ["to"]);
+        remove(&to).unwrap();
+        remove(&to).unwrap();
+        assert!(names(dir.path()).is_empty());
+        assert_eq!(rename(&from, &to).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_target_without_a_name_is_refused() {
+        assert!(StagedFile::create(Path::new("/")).is_err());
+        assert!(StagedFile::create(Path::new("/nonexistent-dir/x")).is_err());
+    }
+}
