@@ -12,6 +12,8 @@ use wrenn_vmm::api::{
     SnapshotLoad, VmState,
 };
 
+use crate::api::{MachineConfigUpdate, VmConfig};
+
 /// A well-formed request.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -19,8 +21,12 @@ pub(crate) enum Action {
     DescribeInstance,
     /// `GET /machine-config`
     DescribeMachine,
+    /// `GET /vm/config`
+    DescribeConfig,
     /// `PUT /machine-config`
     ConfigureMachine(MachineConfig),
+    /// `PATCH /machine-config`: [`MachineConfigUpdate::applied_to`] gives the whole new configuration.
+    UpdateMachine(MachineConfigUpdate),
     /// `PUT /boot-source`
     ConfigureBoot(BootSource),
     /// `PUT /drives/{drive_id}`
@@ -37,7 +43,8 @@ pub(crate) enum Action {
     SetState(VmState),
     /// `PUT /snapshot/create`
     CreateSnapshot(SnapshotCreate),
-    /// `PUT /snapshot/load`
+    /// `PUT /snapshot/load`. The API half has folded deprecated spellings into the current ones: `mem_backend`
+    /// is there, `mem_file_path` and `enable_diff_snapshots` are not.
     LoadSnapshot(Box<SnapshotLoad>),
 }
 
@@ -50,6 +57,8 @@ pub(crate) enum Answer {
     Instance(InstanceInfo),
     /// 200 with the machine's configuration.
     Machine(MachineConfig),
+    /// 200 with everything that was configured.
+    Config(Box<VmConfig>),
 }
 
 /// An action that was refused or failed: 400 with this `fault_message`.

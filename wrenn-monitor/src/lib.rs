@@ -6,5 +6,6 @@
 
 mod action;
 mod bus;
+mod exit;
 mod layout;
 mod memory;
