@@ -1,0 +1,133 @@
+"""The machine's end of a command in the lab: streams, signals, limits, exit status."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+
+import machine
+import wire
+from paths import DATA, LabError
+
+# What of the caller's environment means something in the lab.
+KEEP = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "COLUMNS", "NO_COLOR", "LD_LIBRARY_PATH"}
+KEEP_PREFIXES = ("RUST", "CARGO", "NEXTEST", "WRENN", "LC_", "PROPTEST", "CLICOLOR", "__RUST")
+INSIDE = {
+    "WRENN_IN_LAB": "1",
+    "WRENN_SCRATCH": "/scratch",
+    "WRENN_SCRATCH_EXT4": "/scratch-ext4",
+    "WRENN_DATA": "/scratch/data",
+    "WRENN_TEST_DATA": "/scratch/data",
+}
+SILENCE_LIMIT = 180  # seconds without even an "alive" frame, after which the lab hangs
+KILL_GRACE = 5  # seconds between passing a signal on and cutting the command off
+LIMIT_STATUS = 124
+
+
+def environment():
+    kept = {n: v for n, v in os.environ.items() if n in KEEP or n.startswith(KEEP_PREFIXES)}
+    return {**kept, **INSIDE}
+
+
+def connect(state, request):
+    try:
+        sock = socket.create_connection(("127.0.0.1", state["port"]), timeout=10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire.send_json(sock, wire.REQUEST, {"token": state["token"], **request})
+    except OSError as error:
+        raise lost(state, str(error)) from None
+    sock.settimeout(SILENCE_LIMIT)
+    return sock
+
+
+def lost(state, how):
+    alive = machine.started(state["pid"]) == state["started"]
+    what = "does not answer" if alive else "died"
+    return LabError(f"the lab {what} ({how}); `lab/lab down` clears it away\n{machine.logs()}")
+
+
+def copy_data(state):
+    """Brings images and guest files that are new or changed to the lab's scratch disk; answers their names."""
+    if not os.path.isdir(DATA):
+        return []
+    with connect(state, {"op": "data"}) as sock:
+        frame = wire.receive(sock)
+    if frame is None:
+        raise lost(state, "the connection ended")
+    kind, payload = frame
+    if kind != wire.EXIT:
+        raise LabError(f"copying {DATA} to the lab: {json.loads(payload)}")
+    return json.loads(payload)["copied"]
+
+
+def execute(state, command, limit, stdin):
+    """Runs one command; answers its exit status (128 + n for signal n)."""
+    request = {"op": "exec", "command": command, "cwd": os.getcwd(), "env": environment(), "stdin": stdin}
+    sock = connect(state, request)
+    cut_off = threading.Event()
+    status_if_cut = [LIMIT_STATUS]
+
+    def cut():
+        cut_off.set()
+        sock.shutdown(socket.SHUT_RDWR)
+
+    def out_of_time():
+        print(f"lab: over the limit of {limit} s, ended: {' '.join(command)}", file=sys.stderr)
+        cut()
+
+    def pass_on(number, _):
+        status_if_cut[0] = 128 + number
+        after(KILL_GRACE, cut)
+        wire.send_json(sock, wire.SIGNAL, number)
+
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(name, pass_on)
+    after(limit, out_of_time)
+    if stdin:
+        threading.Thread(target=feed, args=(sock,), daemon=True).start()
+    ended = relay(sock)
+    if ended is None and cut_off.is_set():
+        return status_if_cut[0]
+    if ended is None:
+        raise lost(state, "the connection ended before the command did")
+    if ended["left"]:
+        print(f"lab: the command left {ended['left']} processes running; they were ended", file=sys.stderr)
+    status = ended["status"]
+    return status if status >= 0 else 128 - status
+
+
+def after(seconds, action):
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+
+
+def relay(sock):
+    """Copies output until the command ends; None when the connection ends first."""
+    outputs = {wire.STDOUT: sys.stdout.buffer, wire.STDERR: sys.stderr.buffer}
+    while True:
+        try:
+            frame = wire.receive(sock)
+        except TimeoutError:
+            raise LabError(f"the lab has been silent for {SILENCE_LIMIT} s: it hangs\n{machine.logs()}") from None
+        if frame is None:
+            return None
+        kind, payload = frame
+        if kind in outputs:
+            outputs[kind].write(payload)
+            outputs[kind].flush()
+        elif kind == wire.EXIT:
+            return json.loads(payload)
+        elif kind == wire.FAULT:
+            raise LabError(json.loads(payload))
+
+
+def feed(sock):
+    try:
+        while data := os.read(0, 1 << 16):
+            wire.send(sock, wire.STDIN, data)
+        wire.send(sock, wire.STDIN)
+    except OSError:
+        pass  # the command is over; its status is on the way

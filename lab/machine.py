@@ -1,0 +1,219 @@
+"""The QEMU process: up, down, status.
+
+State is one file, written when the lab answers and removed before it is taken down; it names QEMU by pid *and* start
+time, so a file left by a crash or a reboot never names somebody else's process. `up` holds a file lock throughout: of
+two callers at once one boots, the other finds it booted.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import parts
+from paths import CACHE, CONSOLE, DATA, HOME, LOCK, QEMU_LOG, REPO, SHARE, STATE, LabError, number, run, tail
+
+QEMU = "qemu-system-x86_64"
+READY = b"wrenn-lab: ready"
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable clocksource=tsc mitigations=off"
+SCRATCH, SCRATCH_EXT4, INITRAMFS = (f"{HOME}/{name}" for name in ("scratch.img", "scratch-ext4.img", "initramfs.img"))
+
+
+@contextlib.contextmanager
+def locked():
+    os.makedirs(SHARE, exist_ok=True)
+    os.chmod(HOME, 0o700)
+    with open(LOCK, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def started(pid):
+    """When the process started, in clock ticks, or None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            after_name = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if after_name[0] == "Z" else int(after_name[19])
+
+
+def state():
+    """What the running lab's state file says, or None when no lab runs."""
+    try:
+        with open(STATE, encoding="utf-8") as file:
+            found = json.load(file)
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return found if started(found["pid"]) == found["started"] else None
+
+
+def up(say):
+    """Boots the lab unless it runs; answers `(state, whether this call booted it)`."""
+    with locked():
+        found = state()
+        if found:
+            return found, False
+        remove_leftovers()
+        say("lab: booting (software emulation; usually 10 to 30 s)")
+        begun = time.monotonic()
+        for attempt in range(3):
+            try:
+                found = boot()
+                break
+            except PortTaken:
+                if attempt == 2:
+                    raise LabError("no free loopback port for the lab after 3 tries") from None
+        say(f"lab: up after {time.monotonic() - begun:.1f} s (kernel {found['kernel']})")
+        return found, True
+
+
+def down():
+    """Ends the lab; answers whether there was one."""
+    with locked():
+        found = state()
+        if found:
+            end(found["pid"])
+        remove_leftovers()
+        return found is not None
+
+
+def end(pid):
+    # Nothing in the lab outlives it, so there is nothing to shut down in order.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    while started(pid) is not None:
+        time.sleep(0.01)
+
+
+def remove_leftovers():
+    for path in (STATE, SCRATCH, SCRATCH_EXT4, INITRAMFS):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+class PortTaken(Exception):
+    """Somebody took the port between our looking and QEMU's binding."""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def boot():
+    if not shutil.which(QEMU):
+        raise LabError(f"{QEMU} is not installed; run `make setup`")
+    vmlinuz, root, version = parts.kernel()
+    port, token = free_port(), secrets.token_hex(16)
+    shares = shared_directories()
+    parts.make_initramfs(
+        INITRAMFS,
+        {
+            "token": token, "port": port, "shares": shares, "modules": parts.LAB_MODULES, "modules_root": root,
+            "data": DATA, "idle_seconds": 60 * number("WRENN_LAB_IDLE_MINUTES", 120),
+        },
+        root, version,
+    )  # fmt: skip
+    make_scratch_disks()
+    qemu = start_qemu(qemu_arguments(vmlinuz, port, shares))
+    try:
+        wait_until_ready(qemu)
+    except BaseException:
+        qemu.kill()
+        qemu.wait()
+        raise
+    found = {"pid": qemu.pid, "started": started(qemu.pid), "port": port, "token": token, "kernel": version}
+    with open(os.open(f"{STATE}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    os.rename(f"{STATE}.part", STATE)
+    return found
+
+
+def shared_directories():
+    """What is mounted once more after the lab has put its own /tmp and /var in place, each under its own path."""
+    shares = [{"path": REPO, "writable": False}]
+    for path in (CACHE, DATA, os.environ.get("CARGO_TARGET_DIR")):
+        path = path and os.path.abspath(path)
+        if path and os.path.isdir(path) and not any(f"{path}/".startswith(f"{s['path']}/") for s in shares):
+            shares.append({"path": path, "writable": False})
+    shares.append({"path": SHARE, "writable": True})
+    return [{"tag": f"share{index}", **share} for index, share in enumerate(shares)]
+
+
+def make_scratch_disks():
+    """Sparse files, new at each boot; both file systems have 4 KiB blocks."""
+    size = number("WRENN_LAB_SCRATCH_GIB", 40) << 30
+    for path, bytes_long in ((SCRATCH, size), (SCRATCH_EXT4, 8 << 30)):
+        with open(path, "wb") as file:
+            os.truncate(file.fileno(), bytes_long)
+    run("mkfs.xfs", "-q", "-K", "-b", "size=4096", "-m", "reflink=1", SCRATCH, what="making the scratch disk")
+    run("mkfs.ext4", "-q", "-b", "4096", "-E", "nodiscard", SCRATCH_EXT4, what="making the ext4 scratch disk")
+
+
+def memory_mib():
+    """6 GiB, or three quarters of a machine with less than eight."""
+    with open("/proc/meminfo", encoding="utf-8") as file:
+        total = int(file.readline().split()[1]) >> 10
+    return number("WRENN_LAB_MIB", min(6144, total * 3 // 4))
+
+
+def qemu_arguments(vmlinuz, port, shares):
+    arguments = [
+        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt", "-smp", str(number("WRENN_LAB_CPUS", 2)),
+        "-m", str(memory_mib()), "-rtc", "base=utc",
+        "-kernel", vmlinuz, "-initrd", INITRAMFS, "-append", COMMAND_LINE,
+        "-serial", f"file:{quoted(CONSOLE)}", "-device", "virtio-rng-pci",
+        "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{port}",
+        "-device", "virtio-net-pci,netdev=net,romfile=",
+    ]  # fmt: skip
+    for name, path in (("scratch", SCRATCH), ("ext4", SCRATCH_EXT4)):
+        drive = f"if=none,id={name},file={quoted(path)},format=raw,cache=unsafe,discard=unmap"
+        arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+    root = [{"tag": "root", "path": "/", "writable": False}, {"tag": "usr", "path": "/usr", "writable": False}]
+    for share in root + shares:
+        options = "security_model=none,multidevs=remap" + ("" if share["writable"] else ",readonly=on")
+        arguments += ["-virtfs", f"local,path={quoted(share['path'])},mount_tag={share['tag']},{options}"]
+    return arguments
+
+
+def quoted(path):
+    return path.replace(",", ",,")  # QEMU's own escape
+
+
+def start_qemu(arguments):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(CONSOLE)
+    with open(QEMU_LOG, "wb") as log:
+        return subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+
+
+def wait_until_ready(qemu):
+    limit = number("WRENN_LAB_BOOT_LIMIT", 180)
+    deadline = time.monotonic() + limit
+    while True:
+        with contextlib.suppress(FileNotFoundError), open(CONSOLE, "rb") as file:
+            if READY in file.read():
+                return
+        if qemu.poll() is not None:
+            with open(QEMU_LOG, "rb") as file:
+                if b"host forwarding rule" in file.read():
+                    raise PortTaken
+            raise LabError(f"the lab ended while booting (QEMU status {qemu.returncode})\n{logs()}")
+        if time.monotonic() > deadline:
+            raise LabError(f"the lab did not boot within {limit} s (WRENN_LAB_BOOT_LIMIT)\n{logs()}")
+        time.sleep(0.05)
+
+
+def logs():
+    """The ends of both logs."""
+    return f"console ({CONSOLE}):\n{tail(CONSOLE)}\nQEMU ({QEMU_LOG}):\n{tail(QEMU_LOG, 5)}"

@@ -1,0 +1,152 @@
+"""The lab's parts: Debian's kernel and a static busybox, fetched once; the initramfs, made at every boot.
+
+Packages come by `apt-get download`, which checks them against the signed index, and are unpacked, never installed. A
+part appears under its final name only when complete, and the kernel's checksum is compared at every boot.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+from paths import BUSYBOX, HOME, KERNELS, LAB, LabError, run
+
+# What it takes to mount the machine's root; everything else is loaded from there.
+BOOT_MODULES = ["virtio_pci", "9pnet_virtio", "9p"]
+# nft_*: NAT for sandboxes; dm, loop, xfs: root disks; the rest: the machine's own devices.
+LAB_MODULES = [
+    "overlay", "virtio_blk", "virtio_net", "virtio_rng", "xfs", "ext4", "loop", "dm_mod", "dm_snapshot", "kvm_amd",
+    "tun", "veth", "bridge", "nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct", "nft_compat",
+]  # fmt: skip
+
+
+def fetch():
+    """Gets what is missing; answers the lines that say what was done."""
+    os.makedirs(KERNELS, mode=0o755, exist_ok=True)
+    done = []
+    if not os.path.exists(BUSYBOX):
+        fetch_busybox()
+        done.append("busybox-static")
+    if not kernels():
+        done.append(fetch_kernel())
+    kernel()
+    return done
+
+
+def kernels():
+    return sorted(glob.glob(f"{KERNELS}/*/manifest.json"))
+
+
+def kernel():
+    """The cached kernel: `(vmlinuz, modules root, version)`."""
+    found = kernels()
+    if not found or not os.path.exists(BUSYBOX):
+        raise LabError(f"the lab's kernel is not in {HOME}; run `make setup`")
+    root = os.path.dirname(found[-1])
+    with open(found[-1], encoding="utf-8") as file:
+        manifest = json.load(file)
+    vmlinuz = f"{root}/boot/vmlinuz-{manifest['version']}"
+    if not os.path.exists(vmlinuz) or sha256(vmlinuz) != manifest["vmlinuz_sha256"]:
+        raise LabError(f"{vmlinuz} is damaged; remove {root} and run `make setup`")
+    return vmlinuz, root, manifest["version"]
+
+
+def fetch_kernel():
+    shown = run("apt-cache", "show", "--no-all-versions", "linux-image-amd64", what="finding Debian's kernel")
+    found = re.search(r"^Depends: .*?\b(linux-image-(\d\S+))", shown, re.M)
+    if not found:
+        raise LabError("linux-image-amd64 names no kernel package; run `apt-get update`, then `make setup`")
+    package, version = found.groups()
+    with tempfile.TemporaryDirectory(dir=KERNELS, prefix=".part-") as part:
+        unpack(package, part)
+        run("depmod", "-b", part, version, what="indexing the kernel's modules")
+        vmlinuz = f"{part}/boot/vmlinuz-{version}"
+        with open(f"{part}/manifest.json", "w", encoding="utf-8") as file:
+            json.dump({"version": version, "vmlinuz_sha256": sha256(vmlinuz)}, file)
+        os.chmod(part, 0o755)
+        final = f"{KERNELS}/{version}"
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(part, final)
+        os.mkdir(part)  # the context manager wants something to remove
+    return package
+
+
+def fetch_busybox():
+    with tempfile.TemporaryDirectory(dir=HOME, prefix=".part-") as part:
+        unpack("busybox-static", part)
+        os.rename(next(p for p in (f"{part}/bin/busybox", f"{part}/usr/bin/busybox") if os.path.exists(p)), BUSYBOX)
+
+
+def unpack(package, target):
+    with tempfile.TemporaryDirectory(dir=HOME, prefix=".deb-") as place:
+        # As root apt drops to a user that may not write here; there is nothing to protect in a download.
+        run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, what=f"fetching {package}", cwd=place)
+        (deb,) = glob.glob(f"{place}/*.deb")
+        run("dpkg-deb", "-x", deb, target, what=f"unpacking {package}")
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def module_files(root, version, names):
+    """The files of `names` and all they depend on, in an order in which they load."""
+    base = f"{root}/lib/modules/{version}"
+    needs = {}
+    with open(f"{base}/modules.dep", encoding="utf-8") as file:
+        for line in file:
+            path, _, rest = line.partition(":")
+            needs[module_name(path)] = [path, *reversed(rest.split())]
+    with open(f"{base}/modules.builtin", encoding="utf-8") as file:
+        builtin = {module_name(line.strip()) for line in file}
+    ordered = []
+    for name in names:
+        if name in builtin:
+            continue
+        if name not in needs:
+            raise LabError(f"kernel {version} has no module {name}")
+        path, *before = needs[name]
+        ordered += [file for file in (*before, path) if file not in ordered]
+    return [f"{base}/{path}" for path in ordered]
+
+
+def module_name(path):
+    return os.path.basename(path).partition(".ko")[0].replace("-", "_")
+
+
+def make_initramfs(target, config, root, version):
+    """Writes the first file system: busybox, the boot modules, both programs of the lab, and `config`."""
+    with tempfile.TemporaryDirectory(dir=HOME, prefix=".initramfs-") as tree:
+        for directory in ("bin", "modules", "lab"):
+            os.mkdir(f"{tree}/{directory}")
+        shutil.copy(BUSYBOX, f"{tree}/bin/busybox")
+        shutil.copy(f"{LAB}/init.sh", f"{tree}/init")
+        for path in (f"{tree}/init", f"{tree}/bin/busybox"):
+            os.chmod(path, 0o755)
+        files = module_files(root, version, BOOT_MODULES)
+        for path in files:
+            shutil.copy(path, f"{tree}/modules")
+        with open(f"{tree}/modules.list", "w", encoding="utf-8") as file:
+            file.writelines(f"{os.path.basename(path)}\n" for path in files)
+        for name in ("inside.py", "wire.py"):
+            shutil.copy(f"{LAB}/{name}", f"{tree}/lab")
+        with open(f"{tree}/lab/config.json", "w", encoding="utf-8") as file:
+            json.dump(config, file)
+        pack(tree, target)
+
+
+def pack(tree, target):
+    names = [os.path.relpath(os.path.join(at, name), tree) for at, dirs, files in os.walk(tree) for name in dirs + files]
+    with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        try:
+            subprocess.run(
+                ["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"],
+                input="\n".join(names).encode(), stdout=file, cwd=tree, check=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise LabError("making the lab's initramfs: `cpio` is not installed; run `make setup`") from None
