@@ -1,0 +1,139 @@
+//! What a sandbox is asked to be, checked before anything on the host is touched.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wrenn_base::{Bytes, ImageName, MiB};
+
+use crate::error::Cause;
+
+/// The smallest guest that boots the default kernel and still has room to work.
+pub(crate) const MIN_MEMORY: MiB = MiB(64);
+/// What the monitors accept.
+pub(crate) const MAX_VCPUS: u8 = 32;
+
+/// A validated request for a sandbox. It travels with the sandbox's snapshots, so it has an on-disk form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SandboxSpec {
+    pub(crate) image: ImageName,
+    pub(crate) vcpus: u8,
+    pub(crate) memory: MiB,
+    /// Size of the root disk; the image's own where absent.
+    pub(crate) disk: Option<Bytes>,
+    pub(crate) env: BTreeMap<String, String>,
+    /// How long boot, or resume, may take until the agent answers, in milliseconds.
+    pub(crate) ready_timeout_ms: u64,
+}
+
+impl SandboxSpec {
+    pub(crate) fn ready_timeout(&self) -> Duration {
+        Duration::from_millis(self.ready_timeout_ms)
+    }
+
+    /// Checks every number against what this host can give; `host_memory` is its physical memory.
+    pub(crate) fn check(&self, host_memory: Bytes) -> Result<(), Cause> {
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(Cause::InvalidSpec {
+                what: "vcpus",
+                why: format!("{} is outside of 1 to {MAX_VCPUS}", self.vcpus),
+            });
+        }
+        if self.memory < MIN_MEMORY {
+            return Err(Cause::InvalidSpec {
+                what: "memory",
+                why: format!("{} is less than the {MIN_MEMORY} that a guest needs to boot", self.memory),
+            });
+        }
+        if self.memory.bytes() > host_memory {
+            return Err(Cause::InvalidSpec {
+                what: "memory",
+                why: format!("{} is more than the {host_memory} that this host has", self.memory),
+            });
+        }
+        for name in self.env.keys() {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(Cause::InvalidSpec {
+                    what: "env",
+                    why: format!("{name:?} is not a variable's name: it is empty or has '=' or NUL in it"),
+                });
+            }
+        }
+        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(Cause::InvalidSpec { what: "env", why: format!("the value of {name:?} has a NUL in it") });
+        }
+        if self.ready_timeout_ms == 0 {
+            return Err(Cause::InvalidSpec { what: "ready_timeout", why: "zero leaves no time to boot".into() });
+        }
+        Ok(())
+    }
+}
+
+/// The host's physical memory, from `MemTotal` of `/proc/meminfo`.
+pub(crate) fn host_memory() -> Result<Bytes, Cause> {
+    let path = "/proc/meminfo";
+    let text = std::fs::read_to_string(path).map_err(|source| Cause::io("read", path, source))?;
+    parse_mem_total(&text).ok_or_else(|| {
+        Cause::io("read MemTotal of", path, std::io::Error::new(std::io::ErrorKind::InvalidData, "no such line"))
+    })
+}
+
+fn parse_mem_total(meminfo: &str) -> Option<Bytes> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024).map(Bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> SandboxSpec {
+        SandboxSpec {
+            image: "debian".parse().unwrap(),
+            vcpus: 1,
+            memory: MiB(128),
+            disk: None,
+            env: BTreeMap::new(),
+            ready_timeout_ms: 1000,
+        }
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut SandboxSpec), refused: Option<&str>) {
+        let mut spec = spec();
+        change(&mut spec);
+        match (spec.check(MiB(1024).bytes()), refused) {
+            (Ok(()), None) => {}
+            (Err(Cause::InvalidSpec { what, .. }), Some(expected)) => assert_eq!(what, expected),
+            (result, expected) => panic!("{result:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_sound_request_passes() {
+        check(|_| {}, None);
+        check(|s| s.memory = MiB(1024), None);
+        check(|s| s.vcpus = MAX_VCPUS, None);
+    }
+
+    #[test]
+    fn each_bad_number_is_named() {
+        check(|s| s.vcpus = 0, Some("vcpus"));
+        check(|s| s.vcpus = MAX_VCPUS + 1, Some("vcpus"));
+        check(|s| s.memory = MiB(0), Some("memory"));
+        check(|s| s.memory = MiB(1025), Some("memory"));
+        check(|s| s.ready_timeout_ms = 0, Some("ready_timeout"));
+        for name in ["", "A=B", "A\0"] {
+            check(|s| drop(s.env.insert(name.into(), String::new())), Some("env"));
+        }
+        check(|s| drop(s.env.insert("A".into(), "\0".into())), Some("env"));
+    }
+
+    #[test]
+    fn the_hosts_memory_is_read() {
+        assert_eq!(parse_mem_total("MemFree: 1 kB\nMemTotal:       2048 kB\n"), Some(Bytes(2 << 20)));
+        assert_eq!(parse_mem_total("nothing"), None);
+        assert!(host_memory().unwrap() > MiB(1).bytes());
+    }
+}

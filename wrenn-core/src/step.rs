@@ -1,0 +1,50 @@
+//! Blocking work on behalf of an async call, with the undo list at hand and cancellation taken care of.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, spawn_blocking};
+use wrenn_base::{Reaper, UndoFailure, UndoList};
+
+/// Runs `work` on a blocking thread and waits for it.
+///
+/// # Cancel safety
+/// A dropped future does not stop `work`: it runs to its end, and its value is dropped there.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work).await.unwrap_or_else(go_on_panicking)
+}
+
+/// Runs `work` on a blocking thread with `undo`, to which it adds what it makes.
+///
+/// # Cancel safety
+/// The list travels with the work. If the future is dropped, the work ends, and then everything in the list, the
+/// steps from before this one included, is undone by the reaper.
+pub(crate) async fn building<T: Send + 'static>(
+    undo: &mut UndoList,
+    reaper: &Reaper,
+    work: impl FnOnce(&mut UndoList) -> T + Send + 'static,
+) -> T {
+    let mut list = std::mem::replace(undo, UndoList::new(reaper));
+    let (value, list) = blocking(move || {
+        let value = work(&mut list);
+        (value, list)
+    })
+    .await;
+    *undo = list;
+    value
+}
+
+/// Undoes everything in `undo` on the reaper's thread and waits for the failures.
+///
+/// # Cancel safety
+/// A dropped future does not stop the undoing.
+pub(crate) async fn undo_all(undo: UndoList, limit: Duration) -> Vec<UndoFailure> {
+    let (done, failures) = oneshot::channel();
+    undo.run_in_background(limit, move |list| drop(done.send(list)));
+    failures.await.expect("the reaper answers every list")
+}
+
+fn go_on_panicking<T>(error: JoinError) -> T {
+    // Blocking tasks are never aborted, so the only other way to end is a panic: it is the caller's.
+    std::panic::resume_unwind(error.into_panic())
+}
