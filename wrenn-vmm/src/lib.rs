@@ -1,7 +1,54 @@
 //! Drives a microVM monitor process through the Firecracker REST API.
 //!
 //! - [`api`]: the REST schema as types, shared by the driver and the monitor (feature `api-types`, no I/O).
+//! - [`MonitorProgram`]: which program to run; [`MonitorSpec`]: how to run it.
+//! - [`MonitorProcess`]: one running monitor, watched until it is gone.
+//! - [`Client`]: the REST API, typed.
+//!
+//! Nothing here knows which of the two programs (Firecracker, `wrenn-monitor`) it drives: both get the
+//! same flags and the same requests.
+//!
+//! # Failure paths
+//! - A monitor that dies is noticed by a thread of its own, not by a timeout: whoever waits gets
+//!   [`VmmError::Exited`] with its status and the tail of its console.
+//! - Every process is reaped exactly once, by that thread, whether or not its handle still exists.
+//! - What a monitor answers or prints may be written by a guest that took it over: bodies are bounded,
+//!   texts are clipped and stripped of control characters before they reach an error.
 #![deny(unsafe_code)]
 
 #[cfg(feature = "api-types")]
 pub mod api;
+
+#[cfg(feature = "driver")]
+mod client;
+#[cfg(feature = "driver")]
+mod console;
+#[cfg(feature = "driver")]
+mod error;
+#[cfg(feature = "driver")]
+mod exit;
+#[cfg(feature = "driver")]
+mod launch;
+#[cfg(feature = "driver")]
+mod process;
+#[cfg(feature = "driver")]
+mod program;
+#[cfg(feature = "driver")]
+mod spec;
+#[cfg(feature = "driver")]
+#[allow(unsafe_code)] // Code between fork and exec cannot be checked by the compiler.
+mod sys;
+#[cfg(feature = "driver")]
+mod text;
+#[cfg(feature = "driver")]
+mod watch;
+
+#[cfg(feature = "driver")]
+pub use self::{
+    client::{Client, Timeouts},
+    error::{SetupStep, VmmError},
+    exit::{ExitCause, ExitReport, ExitStatus, GUEST_PANIC_EXIT_CODE},
+    process::MonitorProcess,
+    program::MonitorProgram,
+    spec::{DiskMount, MonitorSpec, ROOT_DISK_PATH, VM_DIR},
+};
