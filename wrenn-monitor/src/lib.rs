@@ -7,5 +7,6 @@
 mod action;
 mod bus;
 mod exit;
+mod file;
 mod layout;
 mod memory;

@@ -1,18 +1,133 @@
-//! Guest memory: one or two regions of host memory around the hole for devices.
+//! Guest memory: where it comes from, which of its pages changed, and writing them to a file.
 //!
-//! Every region carries a bitmap of the pages that the *monitor* wrote (KVM's log has those that the guest
-//! wrote). `vm-memory` marks what goes through its own accessors; whoever lets the kernel write by pointer
-//! (a block read, a packet received) calls [`mark_dirty`] afterwards.
+//! One or two regions of host memory lie around the guest's hole for devices ([`map`]). Three sources know of
+//! changes: KVM's log has what the guest wrote, each region's bitmap what the *monitor* wrote, and the page
+//! tables what a private mapping does not share with its file ([`pages`]). `vm-memory` marks what goes through
+//! its own accessors; whoever lets the kernel write by pointer (a block read, a packet received) calls
+//! [`mark_dirty`] afterwards.
+//!
+//! Invariant: [`Memory`] never changes its regions, so a region's index is its KVM slot, and the sum of the
+//! sizes before it is its offset in a memory file.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
 };
+
+mod dirty;
+mod dump;
+mod map;
+mod pages;
+mod uffd;
+
+pub(crate) use dirty::DirtyPages;
+pub(crate) use dump::{DumpError, DumpKind};
+pub(crate) use map::{MapError, RegionSpec, regions_of};
+pub(crate) use pages::PageSet;
+pub(crate) use uffd::FaultLink;
 
 /// The guest's memory; clones share it.
 pub(crate) type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
 /// One contiguous piece of guest memory.
 pub(crate) type GuestRegion = GuestRegionMmap<AtomicBitmap>;
+
+/// The guest's memory, and what it was made from.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    guest: GuestMemory,
+    origin: Origin,
+}
+
+/// What guest memory was made from.
+#[derive(Debug)]
+enum Origin {
+    /// A memfd: a hole is a page that was never touched.
+    Fresh,
+    /// A memory file, mapped privately.
+    File(FileId),
+    /// Anonymous memory that a fault server fills.
+    FaultServer(FaultLink),
+}
+
+/// What makes two names one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+impl Memory {
+    /// The memory as devices and KVM take it.
+    pub(crate) fn guest(&self) -> &GuestMemory {
+        &self.guest
+    }
+
+    /// The regions, in order.
+    pub(crate) fn regions(&self) -> Vec<RegionSpec> {
+        let spec = |region: &GuestRegion| RegionSpec { address: region.start_addr().0, size: region.len() };
+        self.guest.iter().map(spec).collect()
+    }
+
+    /// The memory file that the guest still reads from.
+    pub(crate) fn source_file(&self) -> Option<FileId> {
+        match &self.origin {
+            Origin::File(id) => Some(*id),
+            Origin::Fresh | Origin::FaultServer(_) => None,
+        }
+    }
+
+    /// The link to the fault server that provides missing pages.
+    pub(crate) fn fault_link(&self) -> Option<&FaultLink> {
+        match &self.origin {
+            Origin::FaultServer(link) => Some(link),
+            Origin::Fresh | Origin::File(_) => None,
+        }
+    }
+
+    /// The pages of `region` that may hold something other than zeros.
+    fn present_pages(&self, region: &GuestRegion) -> io::Result<PageSet> {
+        let pages = map::pages_of(region);
+        match &self.origin {
+            Origin::Fresh => file_pages(region),
+            Origin::File(_) => {
+                let mut present = file_pages(region)?;
+                present.insert_all(&pages::own_pages(region.as_ptr() as u64, pages)?);
+                Ok(present)
+            }
+            Origin::FaultServer(_) => Ok(PageSet::full(pages)),
+        }
+    }
+
+    /// The pages of `region` that may differ from what the memory was made from: exact for a memory file; for a
+    /// fault server's memory everything that was ever touched.
+    fn touched_pages(&self, region: &GuestRegion) -> io::Result<PageSet> {
+        match &self.origin {
+            Origin::Fresh => file_pages(region),
+            Origin::File(_) | Origin::FaultServer(_) => {
+                pages::own_pages(region.as_ptr() as u64, map::pages_of(region))
+            }
+        }
+    }
+}
+
+fn file_pages(region: &GuestRegion) -> io::Result<PageSet> {
+    let pages = map::pages_of(region);
+    match region.file_offset() {
+        Some(backing) => pages::data_pages(FileOffset::file(backing), backing.start(), pages),
+        None => Ok(PageSet::full(pages)),
+    }
+}
 
 /// Notes that the monitor wrote `len` bytes at `address` past `vm-memory`'s accessors.
 ///
@@ -25,5 +140,52 @@ pub(crate) fn mark_dirty(memory: &GuestMemory, address: GuestAddress, len: usize
         region.bitmap().mark_dirty(offset.raw_value() as usize, here as usize);
         let Some(next) = address.checked_add(here) else { return };
         (address, left) = (next, left - here);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn dirty_pages(memory: &GuestMemory) -> Vec<(u64, usize)> {
+        let dirty = |region: &GuestRegion| {
+            let base = region.start_addr().0;
+            let bits = (0..map::pages_of(region)).filter(|page| region.bitmap().dirty_at(page * 4096));
+            bits.map(|page| (base, page)).collect::<Vec<_>>()
+        };
+        memory.iter().flat_map(dirty).collect()
+    }
+
+    #[test]
+    fn marking_crosses_regions_and_stops_at_the_end_of_memory() {
+        let regions = [RegionSpec { address: 0, size: 0x4000 }, RegionSpec { address: 0x4000, size: 0x4000 }];
+        let memory = Memory::fresh(&regions).unwrap();
+        mark_dirty(memory.guest(), GuestAddress(0x3fff), 2);
+        mark_dirty(memory.guest(), GuestAddress(0x7fff), 0x10_0000);
+        mark_dirty(memory.guest(), GuestAddress(0x1000), 0);
+        mark_dirty(memory.guest(), GuestAddress(u64::MAX), usize::MAX);
+        assert_eq!(dirty_pages(memory.guest()), [(0, 3), (0x4000, 0), (0x4000, 3)]);
+    }
+
+    #[test]
+    fn writes_through_vm_memory_mark_themselves() {
+        let memory = Memory::fresh(&regions_of(1 << 20)).unwrap();
+        memory.guest().write_slice(&[1, 2], GuestAddress(0x2fff)).unwrap();
+        assert_eq!(dirty_pages(memory.guest()), [(0, 2), (0, 3)]);
+    }
+
+    #[test]
+    fn touched_pages_of_a_private_file_mapping_are_exactly_the_written_ones() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let memory = Memory::from_file(&regions_of(1 << 20), file.path()).unwrap();
+        let _: u64 = memory.guest().read_obj(GuestAddress(0x5000)).unwrap();
+        memory.guest().write_obj(1u8, GuestAddress(0x7000)).unwrap();
+        let region = memory.guest().find_region(GuestAddress(0)).unwrap();
+        let touched = memory.touched_pages(region).unwrap();
+        assert_eq!(touched.runs(usize::MAX).collect::<Vec<_>>(), [7..8]);
+        assert_eq!(memory.present_pages(region).unwrap(), touched);
     }
 }
