@@ -11,10 +11,12 @@ mount -t devtmpfs dev /dev
 exec >/dev/ttyS0 2>&1 # the initramfs has no /dev/console
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+echo "wrenn-lab: initramfs runs" >/dev/kmsg
 while read -r module; do
     insmod "/modules/$module"
 done </modules.list
 
+echo "wrenn-lab: modules are loaded" >/dev/kmsg
 options=trans=virtio,version=9p2000.L,msize=524288
 # Nothing is cached but /usr: what the machine rebuilds while the lab is up must be seen.
 mount -t 9p -o "ro,cache=none,$options" root /machine

@@ -110,19 +110,19 @@ def free_port():
 def boot():
     if not shutil.which(QEMU):
         raise LabError(f"{QEMU} is not installed; run `make setup`")
-    vmlinuz, root, version = parts.kernel()
+    vmlinux, root, version = parts.kernel()
     port, token = free_port(), secrets.token_hex(16)
     shares = shared_directories()
     parts.make_initramfs(
         INITRAMFS,
         {
-            "token": token, "port": port, "shares": shares, "modules": parts.LAB_MODULES, "modules_root": root,
-            "data": DATA, "idle_seconds": 60 * number("WRENN_LAB_IDLE_MINUTES", 120),
+            "token": token, "port": port, "shares": shares, "modules_root": root, "data": DATA,
+            "idle_seconds": 60 * number("WRENN_LAB_IDLE_MINUTES", 120),
         },
         root, version,
     )  # fmt: skip
     make_scratch_disks()
-    qemu = start_qemu(qemu_arguments(vmlinuz, port, shares))
+    qemu = start_qemu(qemu_arguments(vmlinux, port, shares))
     try:
         wait_until_ready(qemu)
     except BaseException:
@@ -164,12 +164,12 @@ def memory_mib():
     return number("WRENN_LAB_MIB", min(6144, total * 3 // 4))
 
 
-def qemu_arguments(vmlinuz, port, shares):
+def qemu_arguments(vmlinux, port, shares):
     arguments = [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt", "-smp", str(number("WRENN_LAB_CPUS", 2)),
         "-m", str(memory_mib()), "-rtc", "base=utc",
-        "-kernel", vmlinuz, "-initrd", INITRAMFS, "-append", COMMAND_LINE,
+        "-kernel", vmlinux, "-initrd", INITRAMFS, "-append", COMMAND_LINE,
         "-serial", f"file:{quoted(CONSOLE)}", "-device", "virtio-rng-pci",
         "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{port}",
         "-device", "virtio-net-pci,netdev=net,romfile=",

@@ -42,7 +42,7 @@ def run(*command, what, **options):
     return done.stdout
 
 
-def tail(path, lines=25):
+def tail(path, lines=40):
     """The last lines of a log, indented, for an error message."""
     try:
         with open(path, "rb") as file:
