@@ -1,0 +1,190 @@
+//! The host's client of one guest's agent.
+
+mod error;
+mod files;
+mod init;
+mod process;
+mod transport;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+
+pub use error::AgentError;
+pub use files::{FileStream, GuestPath, Upload, WrittenFile};
+pub use init::Init;
+pub use process::{Command, ProcessEvent, ProcessInfo, ProcessStream, Selector, Signal};
+pub use transport::Dial;
+
+use crate::AccessToken;
+use transport::{Connections, RequestBody, Transport, WatchedBody};
+
+/// The authority in request lines: it leads nowhere, the dial closure decides.
+const ORIGIN: &str = "http://agent";
+
+/// The most bytes of an answer that is not streamed.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// A client of one guest's agent. Clones are cheap and share their connections.
+///
+/// Connections are dialed when needed, by the closure given to [`new`](Self::new), and kept for the next call.
+/// After the guest was restored from a snapshot they are dead without knowing it: call
+/// [`reset`](Self::reset) then, before the next call.
+///
+/// **Cancel safety**: dropping the future of any call is safe and closes that call's connection. Whether the
+/// agent had carried the call out is unknown then, as it is after [`AgentError::Disconnected`] and
+/// [`AgentError::Timeout`]. No call is ever repeated, except where nothing of it was sent.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # use wrenn_agent_api::{AccessToken, AgentClient, Command, Init, ProcessEvent, AGENT_PORT};
+/// # async fn example() -> Result<(), wrenn_agent_api::AgentError> {
+/// let dial = Arc::new(|| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+///     Box::pin(tokio::net::TcpStream::connect(("169.254.0.21", AGENT_PORT)))
+/// });
+/// let agent = AgentClient::new(dial, AccessToken::random());
+/// agent.init(Init::now()).await?;
+/// let mut events = agent.start(Command::new("date")).await?;
+/// while let Some(event) = events.next().await? {
+///     println!("{event:?}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct AgentClient {
+    connections: Arc<Connections>,
+    token: AccessToken,
+    limit: Duration,
+}
+
+impl AgentClient {
+    /// A client that reaches the agent through `dial` and shows it `token`. Dials nothing yet.
+    pub fn new(dial: Dial, token: AccessToken) -> Self {
+        Self { connections: Arc::new(Connections::new(dial)), token, limit: Duration::from_secs(30) }
+    }
+
+    /// The same client with another time limit for each call (default: 30 s).
+    ///
+    /// It counts from the call to its answer, dialing included; for [`start`](Self::start) to the start event,
+    /// for files to the answer's head. Neither a command nor a transfer is limited by it.
+    pub fn with_time_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The same client, over the same connections, with another token.
+    pub fn with_token(mut self, token: AccessToken) -> Self {
+        self.token = token;
+        self
+    }
+
+    /// Forgets all idle connections of this client and its clones; calls under way keep theirs.
+    pub fn reset(&self) {
+        self.connections.reset();
+    }
+
+    /// Asks whether the agent answers. Needs no token.
+    ///
+    /// # Errors
+    /// [`AgentError::is_unreachable`] tells a guest that is not there yet from one that is broken.
+    pub async fn health(&self) -> Result<(), AgentError> {
+        let response = self.call("health", Method::GET, "/health", None).await?;
+        self.expect_no_content("health", response).await
+    }
+
+    fn transport(&self) -> Transport {
+        Transport::new(&self.connections, &self.token)
+    }
+
+    /// One request of a plain route, with a JSON body if one is given, up to the answer's head.
+    async fn call(
+        &self,
+        call: &'static str,
+        method: Method,
+        path: &str,
+        json: Option<Vec<u8>>,
+    ) -> Result<Response<WatchedBody>, AgentError> {
+        let mut request = Request::builder().method(method).uri(format!("{ORIGIN}{path}"));
+        if json.is_some() {
+            request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let body = Full::new(Bytes::from(json.unwrap_or_default()));
+        let request = request
+            .body(body.map_err(|never| match never {}).boxed_unsync())
+            .map_err(|e| AgentError::protocol(call, e.to_string()))?;
+        self.send(call, request).await
+    }
+
+    /// Sends a request and waits for the answer's head, within the time limit.
+    async fn send(
+        &self,
+        call: &'static str,
+        request: Request<RequestBody>,
+    ) -> Result<Response<WatchedBody>, AgentError> {
+        let transport = self.transport();
+        self.within(call, async {
+            transport.request(request).await.map_err(|error| {
+                transport
+                    .take_fault(call, false)
+                    .unwrap_or_else(|| AgentError::Disconnected { call, source: error.into() })
+            })
+        })
+        .await
+    }
+
+    async fn within<T>(
+        &self,
+        call: &'static str,
+        work: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, AgentError> {
+        let limit = self.limit;
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(AgentError::Timeout { call, limit }))
+    }
+
+    /// Reads a whole answer, which must be a success.
+    async fn collect(
+        &self,
+        call: &'static str,
+        response: Response<WatchedBody>,
+    ) -> Result<Bytes, AgentError> {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER);
+        let body = self
+            .within(call, async {
+                match body.collect().await {
+                    Ok(body) => Ok(body.to_bytes()),
+                    Err(e) if e.is::<http_body_util::LengthLimitError>() => {
+                        Err(AgentError::protocol(call, format!("more than {MAX_ANSWER} bytes")))
+                    }
+                    Err(source) => Err(AgentError::Disconnected { call, source }),
+                }
+            })
+            .await?;
+        if status.is_success() { Ok(body) } else { Err(AgentError::from_http(call, status, &body)) }
+    }
+
+    async fn expect_no_content(
+        &self,
+        call: &'static str,
+        response: Response<WatchedBody>,
+    ) -> Result<(), AgentError> {
+        let status = response.status();
+        self.collect(call, response).await?;
+        match status {
+            StatusCode::NO_CONTENT => Ok(()),
+            other => Err(AgentError::protocol(call, format!("HTTP {other} instead of 204"))),
+        }
+    }
+}
+
+impl std::fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentClient").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
