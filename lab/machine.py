@@ -17,7 +17,7 @@ import subprocess
 import time
 
 import parts
-from paths import CACHE, CONSOLE, DATA, HOME, LOCK, QEMU_LOG, REPO, SHARE, STATE, LabError, number, run, tail
+from paths import CACHE, CONSOLE, DATA, HOME, LAB, LOCK, QEMU_LOG, REPO, SHARE, STATE, LabError, number, run, tail
 
 QEMU = "qemu-system-x86_64"
 READY = b"wrenn-lab: ready"
@@ -52,6 +52,16 @@ def state():
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return found if started(found["pid"]) == found["started"] else None
+
+
+def needed():
+    """Whether this machine's programs go to the lab at all: what lab/runner decides, for a whole run."""
+    choice = os.environ.get("WRENN_LAB") or "auto"
+    if choice not in ("auto", "always", "1", "never", "0"):
+        raise LabError(f"WRENN_LAB={choice}: use auto, always or never")
+    if os.environ.get("WRENN_IN_LAB") or choice in ("never", "0"):
+        return False
+    return choice != "auto" or subprocess.run([f"{LAB}/own-kvm"], check=False).returncode != 0
 
 
 def up(say):

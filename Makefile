@@ -1,0 +1,88 @@
+# What a person or CI does here. Every target starts from whatever is there: a clean clone or a finished build.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(CURDIR)/.wrenn/tools/bin:$(PATH)
+# Images, guest kernel and snapshots.
+export WRENN_DATA ?= $(CURDIR)/.wrenn/data
+# nextest's profile: default or ci.
+PROFILE ?= default
+
+TARGET := x86_64-unknown-linux-gnu
+# Static and not position independent: the agent runs in an empty initramfs, the monitor's start is what resume waits
+# for. Given by environment to one command, so that plain builds keep their own flags and artifacts.
+STATIC := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+
+.PHONY: help setup build image quickstart test test-programs lab fmt check clean-lab
+
+help:
+	@echo "make setup       install what is missing (Debian packages, Cargo tools, the lab's kernel)"
+	@echo "make build       build the workspace, and the agent and the monitor as static programs"
+	@echo "make image       build the guest kernel and the debian image, unless they are there"
+	@echo "make quickstart  see a sandbox boot, pause and resume"
+	@echo "make test        run all tests"
+	@echo "make check       formatting, lints, documentation, licences"
+	@echo "make fmt         format the sources"
+	@echo "make lab CMD=…   run a command in a Linux that has KVM and device-mapper"
+	@echo "make clean-lab   end the lab and remove its kernel"
+
+setup:
+	@echo "==> Setup: looking for what is missing"
+	@scripts/setup
+
+build: setup
+	@echo "==> Build: workspace"
+	@cargo build --workspace
+	@echo "==> Build: static agent and monitor"
+	@$(STATIC) cargo build --target $(TARGET) -p wrenn-agent -p wrenn-monitor
+
+image: build
+	@scripts/image
+
+quickstart: image
+	@echo "==> Quickstart: building the example"
+	@cargo build --example quickstart
+	@echo "==> Quickstart: running it"
+	@WRENN_LAB=$$(lab/own-kvm && echo never || echo always) lab/lab with -- cargo run --quiet --example quickstart
+
+test: image
+	@echo "==> Test: building"
+	@cargo nextest run --workspace --no-run
+	@lab/lab with -- $(MAKE) test-programs
+	@echo "==> Test: examples in the documentation"
+	@cargo test --quiet --workspace --doc
+
+# Part of `test`: what runs while the lab is up.
+test-programs:
+	@echo "==> Test: the lab itself"
+	@lab/tests.py
+	@echo "==> Test: everything ($(PROFILE) profile)"
+	@cargo nextest run --workspace --profile $(PROFILE)
+
+lab:
+	@test -n "$(CMD)" || { echo "make lab CMD='command'" >&2; exit 2; }
+	@lab/lab run -- sh -c $(call quote,$(CMD))
+
+quote = '$(subst ','\'',$(1))'
+
+fmt:
+	@echo "==> Format"
+	@cargo fmt --all
+
+check:
+	@scripts/setup --check
+	@echo "==> Check: formatting"
+	@cargo fmt --all --check
+	@echo "==> Check: lints"
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@echo "==> Check: documentation"
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@echo "==> Check: licences, banned and duplicate crates, sources"
+	@cargo deny --log-level error check licenses bans sources
+
+clean-lab:
+	@echo "==> Ending the lab and removing its parts"
+	@lab/lab down
+	@rm -rf .wrenn/lab
