@@ -1,6 +1,22 @@
 //! Images, copy-on-write root disks, layered memory images and the snapshot store.
+#![deny(unsafe_code)]
 
+mod disk;
 pub mod durable;
+mod image;
+mod memory;
 mod snapshot;
 
+pub use disk::{
+    BackendChoice, BackendKind, CloneKind, DiskError, DiskSpec, RootDisk, RootDisks, clone_file, loop_devices_under,
+    mapped_devices_of,
+};
+pub use image::{
+    Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageRegistry, KernelFormat,
+    StagedGuest, StagedImage,
+};
+pub use memory::{
+    ImageUsage, Imported, LayerDir, LayerId, MemoryError, MemoryImage, MemoryReader, MemoryRun, PAGE_SIZE,
+    RunKind,
+};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotStore, StagedSnapshot};
