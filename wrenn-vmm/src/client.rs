@@ -303,8 +303,10 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        let fault = serde_json::from_slice::<ApiError>(&answer).map_err(|error| call.broken(error))?;
-        let fault_message = clip_line(&fault.fault_message, FAULT_LIMIT);
+        // Not every failing program has the manners to answer in JSON.
+        let fault = serde_json::from_slice::<ApiError>(&answer).map(|fault| fault.fault_message);
+        let fault = fault.unwrap_or_else(|_| String::from_utf8_lossy(&answer).into_owned());
+        let fault_message = clip_line(&fault, FAULT_LIMIT);
         Err(VmmError::Fault { call: call.name(), status, fault_message })
     }
 
