@@ -1,0 +1,148 @@
+//! The zero/hole/data rule on the file systems that users have, and the refusal of those that cannot keep it.
+
+#![allow(clippy::disallowed_methods, reason = "tests make file systems with mkfs and mount")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use wrenn_storage::MemoryError;
+
+use super::model::{Guest, PAGE, Place, Write};
+
+/// A file system of its own, unmounted when dropped.
+struct Mount {
+    dir: PathBuf,
+    _scratch: tempfile::TempDir,
+}
+
+impl Mount {
+    /// Mounts a file system that `mkfs` makes in a file, or says why it cannot.
+    fn image(mkfs: &[&str], size: u64) -> Result<Self, String> {
+        let scratch = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let (file, dir) = (scratch.path().join("image"), scratch.path().join("mount"));
+        File::create(&file).and_then(|file| file.set_len(size)).map_err(|e| e.to_string())?;
+        std::fs::create_dir(&dir).map_err(|e| e.to_string())?;
+        run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&file))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&dir))?;
+        Ok(Self { dir, _scratch: scratch })
+    }
+
+    fn tmpfs(options: &str) -> Result<Self, String> {
+        let scratch = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let dir = scratch.path().join("mount");
+        std::fs::create_dir(&dir).map_err(|e| e.to_string())?;
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(&dir))?;
+        Ok(Self { dir, _scratch: scratch })
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(e) = run(Command::new("umount").arg(&self.dir)) {
+            eprintln!("{e}");
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(e) => Err(format!("{program} cannot be run: {e}")),
+    }
+}
+
+/// The mount, or a printed reason to skip.
+fn or_skip(mount: Result<Mount, String>) -> Option<Mount> {
+    mount.inspect_err(|why| eprintln!("SKIP: {why}")).ok()
+}
+
+/// Three generations of single pages between holes, which is where a coarse file system shows.
+fn check_rule(parent: &Path) {
+    let place = Place::below(parent);
+    let mut guest = Guest::new(2048);
+    for page in 0..2048 {
+        guest.apply(page, Write::Fill(page as u8));
+    }
+    let mut image = place.full(&guest).image;
+    for seed in 1..4u8 {
+        let step = usize::from(seed) * 2 + 1;
+        let zeros = (0..2048).step_by(step * 5).map(|page| (page, Write::Zero));
+        let data = (1..2048).step_by(step * 3).map(|page| (page, Write::Fill(seed)));
+        let mut writes: Vec<_> = zeros.chain(data).collect();
+        writes.extend([(2047, Write::LastByte(seed)), (1000, Write::Rewrite)]);
+        image = place.diff(&image, &mut guest, &writes).image;
+        guest.check(&image);
+    }
+}
+
+/// A diff dump whose writer extended the file page by page, which makes some file systems reserve space ahead.
+fn check_extending_writer(parent: &Path) {
+    let place = Place::below(parent);
+    let mut guest = Guest::new(4096);
+    for page in 0..4096 {
+        guest.apply(page, Write::Fill(page as u8));
+    }
+    let base = place.full(&guest).image;
+    let file = File::create(place.path("diff")).unwrap();
+    for page in (0..4096usize).step_by(37) {
+        guest.apply(page, Write::Fill(99));
+        file.write_all_at(guest.page(page), (page * PAGE) as u64).unwrap();
+    }
+    file.set_len(guest.size().get()).unwrap();
+    guest.check(&base.import_diff(&place.path("diff")).unwrap().image);
+}
+
+#[test]
+fn the_rule_holds_on_ext4() {
+    for block in ["4096", "1024"] {
+        let mkfs = ["mkfs.ext4", "-q", "-F", "-b", block];
+        let Some(mount) = or_skip(Mount::image(&mkfs, 256 << 20)) else { return };
+        check_rule(&mount.dir);
+        check_extending_writer(&mount.dir);
+    }
+}
+
+#[test]
+fn the_rule_holds_on_xfs() {
+    let mkfs = ["mkfs.xfs", "-q", "-m", "reflink=1"];
+    let Some(mount) = or_skip(Mount::image(&mkfs, 512 << 20)) else { return };
+    check_rule(&mount.dir);
+    check_extending_writer(&mount.dir);
+}
+
+#[test]
+fn the_rule_holds_on_btrfs() {
+    let Some(mount) = or_skip(Mount::image(&["mkfs.btrfs", "-q"], 512 << 20)) else { return };
+    check_rule(&mount.dir);
+    check_extending_writer(&mount.dir);
+}
+
+#[test]
+fn the_rule_holds_on_tmpfs() {
+    let Some(mount) = or_skip(Mount::tmpfs("size=256m,huge=never")) else { return };
+    check_rule(&mount.dir);
+    check_extending_writer(&mount.dir);
+}
+
+#[test]
+fn coarse_file_systems_are_refused_for_diffs() {
+    let xfs = || Mount::image(&["mkfs.xfs", "-q", "-b", "size=16k"], 512 << 20);
+    for mount in [xfs(), Mount::tmpfs("size=256m,huge=always")] {
+        let Some(mount) = or_skip(mount) else { continue };
+        let place = Place::below(&mount.dir);
+        let mut guest = Guest::new(1024);
+        guest.apply(3, Write::Fill(1));
+        // Holes that are data are no harm in a full dump: they are found to be zero.
+        let base = place.full(&guest).image;
+        guest.check(&base);
+        guest.dump_diff(&place.path("diff"), [7]);
+        match base.import_diff(&place.path("diff")).unwrap_err() {
+            MemoryError::CoarseHoles { dir, .. } => assert_eq!(dir, place.path("diff").parent().unwrap()),
+            other => panic!("{other}"),
+        }
+    }
+}
