@@ -48,7 +48,7 @@ pub use self::{
     client::{Client, Timeouts},
     error::{SetupStep, VmmError},
     exit::{ExitCause, ExitReport, ExitStatus, GUEST_PANIC_EXIT_CODE},
-    process::MonitorProcess,
+    process::{Killer, MonitorProcess},
     program::MonitorProgram,
     spec::{DiskMount, MonitorSpec, ROOT_DISK_PATH, VM_DIR},
 };

@@ -123,6 +123,11 @@ impl MonitorProcess {
         self.exit.now()
     }
 
+    /// A handle that ends the monitor from any thread, without waiting for it.
+    pub fn killer(&self) -> Killer {
+        Killer(Arc::clone(&self.watched))
+    }
+
     /// The process's number.
     pub fn pid(&self) -> i32 {
         self.watched.pid()
@@ -155,5 +160,16 @@ impl MonitorProcess {
     pub async fn kill(&self) -> Result<ExitReport, VmmError> {
         self.watched.signal(Signal::KILL);
         timeout(KILL_LIMIT, self.exited()).await.map_err(|_| self.watched.unkillable(KILL_LIMIT))
+    }
+}
+
+/// Ends one monitor from any thread; made by [`MonitorProcess::killer`].
+#[derive(Debug, Clone)]
+pub struct Killer(Arc<Watched>);
+
+impl Killer {
+    /// Sends SIGKILL and returns at once. A monitor that has already ended is fine.
+    pub fn kill(&self) {
+        self.0.signal(Signal::KILL);
     }
 }
