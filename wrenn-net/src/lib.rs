@@ -1,1 +1,48 @@
-//! Network slots: namespace, veth, TAP and NAT for one sandbox.
+//! Network slots: one sandbox's namespace, TAP, veth pair, NAT and safe default egress.
+//!
+//! ```text
+//!   guest 169.254.0.21 ── tap0 169.254.0.22 │ uplink (slot address) ══ veth ══ (host address) │ ── internet
+//!                         └── the slot's namespace: forward, masquerade ──┘   └ the host: filter, masquerade ┘
+//! ```
+//!
+//! The guest's side is the same in every slot ([`GuestNet`]), so that a clone of a snapshot finds the network it
+//! remembers; what differs, one pair of addresses from an [`AddressPool`], is only seen by the host. [`HostNet`]
+//! holds what all slots of one host id share (an nftables table whose rules do not grow with the slots), and
+//! [`HostNet::slot`] makes one [`Slot`].
+//!
+//! # What a guest reaches
+//! The internet, over IPv4. Dropped: private, shared, link-local (cloud metadata), loopback, benchmarking, multicast
+//! and reserved ranges, every address of the host, every other slot, all IPv6, and whatever has a forged source.
+//! The configured DNS servers are let through on port 53 even where they lie in such a range. Nothing reaches a guest
+//! unasked, other than through [`Slot::connect`].
+//!
+//! # What it does to the host
+//! `net.ipv4.ip_forward` is switched on and left on, because others may have come to need it meanwhile. Another
+//! firewall's drop still counts: where one refuses forwarded packets by default (Docker does), it must let the links
+//! named `w<host id>v*` through. Everything else goes when the undo list runs.
+//!
+//! # Failure and removal
+//! Each step's undo is registered before the step; undos are idempotent and independent, so a list that runs in
+//! full removes everything that can be removed and reports the rest. The leftovers of a killed process are cleaned
+//! by the next slot or [`HostNet`] of the same name. All calls block for milliseconds; namespaces are entered only
+//! by short-lived threads of this crate, so no thread of the caller ever changes its own.
+//!
+//! Invariant: no subprocess, and unsafe code only in `sys.rs`.
+#![deny(unsafe_code)]
+
+mod address;
+mod error;
+mod host;
+mod inside;
+mod link;
+mod netns;
+mod nft;
+mod policy;
+mod slot;
+#[allow(unsafe_code)]
+mod sys;
+
+pub use address::{AddressPool, GuestNet, MacAddr};
+pub use error::NetError;
+pub use host::{HostNet, HostNetSpec};
+pub use slot::{Slot, SlotSpec};

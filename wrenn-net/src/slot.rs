@@ -1,0 +1,243 @@
+//! One slot: made in an order that never shares anything before it is claimed, removed in the reverse.
+//!
+//! ```text
+//! claim index ─> clean leftovers ─> namespace ─> TAP ─> veth pair ─> its rules      (inside.rs, in the namespace)
+//!                                    ─> host's end up ─> route, the claim on the address ─> address   (here)
+//! ```
+//!
+//! The undo list deletes the host's end first: from then on the guest is cut off, even where a process keeps the
+//! namespace alive. It then removes the namespace's name, and the rest goes with the namespace.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use wrenn_base::{Deadline, SandboxId, UndoList};
+
+use crate::address::{GuestNet, MacAddr, Pair};
+use crate::error::NetError;
+use crate::host::{HostNet, Shared};
+use crate::inside;
+use crate::link::Links;
+use crate::netns::{self, Place};
+
+/// The TAP device's name, in every namespace.
+pub(crate) const TAP: &str = "tap0";
+/// The name of the namespace's end of the veth pair.
+pub(crate) const UPLINK: &str = "uplink";
+
+/// How long the first attempt to connect waits for an answer.
+const FIRST_PATIENCE: Duration = Duration::from_millis(25);
+
+/// Which slot to make.
+#[derive(Debug, Clone)]
+pub struct SlotSpec {
+    /// The sandbox that gets it: the namespace has its name.
+    pub sandbox: SandboxId,
+    /// Which of the pool's address pairs it takes, from 1 to [`crate::AddressPool::last_index`].
+    pub index: u16,
+}
+
+/// A sandbox's network: a namespace with a TAP for the monitor, connected to the host.
+///
+/// A handle only: dropping it changes nothing, the undo list given to [`HostNet::slot`] removes the slot. Clones are
+/// the same slot.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    netns: PathBuf,
+    index: u16,
+    link: String,
+    address: Ipv4Addr,
+    guest: GuestNet,
+}
+
+/// What a slot's parts are called, worked out before anything is made.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) index: u16,
+    pub(crate) pair: Pair,
+    pub(crate) link: String,
+    pub(crate) netns: PathBuf,
+}
+
+impl Plan {
+    /// The hardware addresses are set, as udev on the host would else change them while the link comes up.
+    pub(crate) fn mac(address: Ipv4Addr) -> MacAddr {
+        let [a, b, c, d] = address.octets();
+        MacAddr([6, 1, a, b, c, d])
+    }
+}
+
+impl HostNet {
+    /// Makes a slot, after cleaning up what a killed process left of one with the same sandbox or index.
+    ///
+    /// Blocks for some 10 milliseconds. All or nothing once `undo` has run: its steps, which also free the index, are
+    /// registered before anything is made.
+    ///
+    /// # Errors
+    /// [`NetError::IndexOutOfRange`] and [`NetError::IndexInUse`] with nothing done and nothing registered. All
+    /// others with the undo of what was done in `undo`; after [`NetError::IndexTaken`] the call may be repeated with
+    /// another index and the same list.
+    pub fn slot(&self, spec: SlotSpec, undo: &mut UndoList) -> Result<Slot, NetError> {
+        let shared = &self.shared;
+        let plan = Plan {
+            pair: shared.pool.pair(spec.index)?,
+            link: shared.link_name(spec.index),
+            netns: shared.netns_dir.join(spec.sandbox.as_str()),
+            sandbox: spec.sandbox,
+            index: spec.index,
+        };
+        // The one step that comes before its undo, which must not free an index that this call did not get.
+        shared.claim(plan.index)?;
+        register_undo(shared, &plan, undo);
+
+        shared.on_host(|| shared.delete_link(&plan.link))?;
+        remove_namespace(&plan.netns)?;
+        shared.checkpoint("leftovers cleaned")?;
+        netns::within(Place::Fresh, || inside::build(shared, &plan))
+            .map_err(|e| NetError::step("make a network namespace", e))??;
+        shared.on_host(|| connect_host(shared, &plan))?;
+        tracing::debug!(sandbox = %plan.sandbox, index = plan.index, link = plan.link, "network slot made");
+        Ok(Slot {
+            netns: plan.netns,
+            index: plan.index,
+            link: plan.link,
+            address: plan.pair.slot,
+            guest: GuestNet::new(shared.dns.clone()),
+        })
+    }
+}
+
+impl Slot {
+    /// Where the namespace is mounted: what a monitor enters by `setns`.
+    pub fn netns(&self) -> &Path {
+        &self.netns
+    }
+
+    /// The TAP device's name in that namespace. It was made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, one queue.
+    pub fn tap(&self) -> &'static str {
+        TAP
+    }
+
+    /// The network as the guest sees it.
+    pub fn guest(&self) -> &GuestNet {
+        &self.guest
+    }
+
+    /// The slot's index.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The name of the host's end of the veth pair.
+    pub fn link(&self) -> &str {
+        &self.link
+    }
+
+    /// The address that the host knows the slot by.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Connects to a TCP port of the guest, from inside the namespace, and blocks for at most `timeout`.
+    ///
+    /// For some milliseconds after a monitor has attached to the TAP the kernel still drops what is sent to it, and
+    /// TCP itself would repeat a lost first packet only after a second. So it is asked anew, at growing intervals.
+    /// The stream works on any thread.
+    ///
+    /// # Errors
+    /// The socket's own (`ConnectionRefused`, `TimedOut`, …), or `NotFound` once the slot is removed. The slot stays
+    /// as it is.
+    pub fn connect(&self, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+        let namespace = File::open(&self.netns)?;
+        let guest = SocketAddr::from((self.guest.ip, port));
+        netns::within(Place::Existing(&namespace), || connect_patiently(guest, timeout))?
+    }
+}
+
+fn connect_patiently(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let deadline = Deadline::after(timeout);
+    let mut patience = FIRST_PATIENCE;
+    loop {
+        match TcpStream::connect_timeout(&to, patience.min(deadline.remaining())) {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut && deadline.remaining() > FIRST_PATIENCE => {
+                patience *= 2
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn register_undo(shared: &Arc<Shared>, plan: &Plan, undo: &mut UndoList) {
+    let Plan { index, link, netns, .. } = plan.clone();
+    let owner = Arc::clone(shared);
+    undo.push(format!("slot index {index}"), move |_| {
+        owner.release(index);
+        Ok(())
+    });
+    undo.push(format!("network namespace {}", netns.display()), move |_| Ok(remove_namespace(&netns)?));
+    let owner = Arc::clone(shared);
+    undo.push(format!("link {link}"), move |_| Ok(owner.on_host(|| owner.delete_link(&link))?));
+}
+
+fn remove_namespace(path: &Path) -> Result<(), NetError> {
+    netns::remove(path)
+        .map_err(|e| NetError::step(format!("remove the network namespace {}", path.display()), e))
+}
+
+/// Connects the host's end, in the host's namespace.
+fn connect_host(shared: &Shared, plan: &Plan) -> Result<(), NetError> {
+    let link = &plan.link;
+    let failed = |what: &str| {
+        let step = format!("{what} {link}");
+        move |e| NetError::step(step, e)
+    };
+    disable_ipv6(link).map_err(failed("switch IPv6 off on"))?;
+    let mut links = Links::open();
+    let index = links.index(link).map_err(failed("find the link"))?;
+    let note = format!("wrenn sandbox {}", plan.sandbox);
+    links.set_up_noting(index, &note).map_err(failed("bring up the link"))?;
+    shared.checkpoint("host's end up")?;
+
+    // Of all there is on the machine only one gets this route: it settles whose the address pair is.
+    links.add_host_route(index, plan.pair.slot).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => {
+            NetError::IndexTaken { index: plan.index, address: plan.pair.slot, source }
+        }
+        _ => NetError::step(format!("route {} to {link}", plan.pair.slot), source),
+    })?;
+    shared.checkpoint("address claimed")?;
+    links.add_address(index, plan.pair.host, 32).map_err(failed("give an address to"))?;
+    shared.checkpoint("host's end addressed")
+}
+
+/// Keeps an interface of the calling thread's namespace without IPv6, or all of them, by their name in /proc.
+pub(crate) fn disable_ipv6(link: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+impl Shared {
+    /// Marks a point between two steps, where tests make creation fail.
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests have another version")]
+    pub(crate) fn checkpoint(&self, _done: &'static str) -> Result<(), NetError> {
+        Ok(())
+    }
+
+    /// Marks a point between two steps, where tests make creation fail.
+    #[cfg(test)]
+    pub(crate) fn checkpoint(&self, done: &'static str) -> Result<(), NetError> {
+        self.faults.pass(done)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
