@@ -8,12 +8,12 @@ mod memory;
 mod snapshot;
 
 pub use disk::{
-    BackendChoice, BackendKind, CloneKind, DiskError, DiskSpec, RootDisk, RootDisks, clone_file, loop_devices_under,
-    mapped_devices_of,
+    BackendChoice, BackendKind, CloneKind, DiskError, DiskSpec, RootDisk, RootDisks, clone_file,
+    loop_devices_under, mapped_devices_of,
 };
 pub use image::{
-    Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageRegistry, KernelFormat,
-    StagedGuest, StagedImage,
+    Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageRegistry,
+    KernelFormat, StagedGuest, StagedImage,
 };
 pub use memory::{
     ImageUsage, Imported, LayerDir, LayerId, MemoryError, MemoryImage, MemoryReader, MemoryRun, PAGE_SIZE,

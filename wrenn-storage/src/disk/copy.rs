@@ -1,0 +1,17 @@
+//! The copy backend: a clone of the image is the disk.
+
+use std::path::PathBuf;
+
+use super::{DiskError, DiskSpec, Geometry, clone, cow_exists, create_cow};
+
+pub(super) fn attach(spec: &DiskSpec<'_>, geometry: Geometry) -> Result<PathBuf, DiskError> {
+    if !cow_exists(spec.cow, geometry.disk)? {
+        let image = std::fs::File::open(spec.image).map_err(DiskError::io("open image", spec.image))?;
+        create_cow(spec.cow, |file| {
+            let kind = clone::clone_into(&image, file)?;
+            tracing::debug!(?kind, image = %spec.image.display(), "image cloned");
+            file.set_len(geometry.disk)
+        })?;
+    }
+    Ok(spec.cow.to_owned())
+}
