@@ -14,7 +14,10 @@ fn scratch() -> PathBuf {
 fn processor_can_run_guests() {
     let info = fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo");
     let flags = info.lines().find(|line| line.starts_with("flags")).expect("a line of flags");
-    assert!(flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"), "neither svm nor vmx in: {flags}");
+    assert!(
+        flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"),
+        "neither svm nor vmx in: {flags}"
+    );
 }
 
 #[test]
