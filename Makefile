@@ -30,9 +30,11 @@ help:
 
 setup:
 	@echo "==> Setup: looking for what is missing"
-	@scripts/setup
+	@scripts/setup --test --check
 
-build: setup
+build:
+	@echo "==> Setup: looking for what is missing"
+	@scripts/setup
 	@echo "==> Build: workspace"
 	@cargo build --workspace
 	@echo "==> Build: static agent and monitor"
@@ -48,6 +50,7 @@ quickstart: image
 	@WRENN_LAB=$$(lab/own-kvm && echo never || echo always) lab/lab with -- cargo run --quiet --example quickstart
 
 test: image
+	@scripts/setup --test
 	@echo "==> Test: building"
 	@cargo nextest run --workspace --no-run
 	@lab/lab with -- $(MAKE) test-programs
