@@ -1,0 +1,155 @@
+//! Which system calls each of the monitor's threads may make.
+//!
+//! A guest that has taken over a thread of the monitor is left with what that thread needs anyway. Whatever
+//! else it tries kills the whole process with `SIGSYS`, which its parent sees as the exit status.
+//!
+//! A filter is applied by the thread that it is for, once it has been set up; threads that it starts inherit
+//! it, so the main thread's filter must allow what vCPU threads need before they apply their own.
+
+use std::collections::BTreeMap;
+
+use libc::{self as sys, c_long};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+/// A kind of thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Thread {
+    /// Serves the API's socket.
+    Api,
+    /// Runs the event loop: devices, and the API's actions.
+    Main,
+    /// Runs a vCPU.
+    Vcpu,
+}
+
+/// Why a thread's system calls cannot be restricted.
+#[derive(Debug, thiserror::Error)]
+#[error("the system calls of the {thread:?} thread cannot be restricted (--no-seccomp does without)")]
+pub(crate) struct SeccompError {
+    thread: Thread,
+    source: seccompiler::Error,
+}
+
+/// Restricts the calling thread, for good.
+///
+/// # Errors
+/// If the kernel has no seccomp filters.
+pub(crate) fn apply(thread: Thread) -> Result<(), SeccompError> {
+    let failed = |source| SeccompError { thread, source };
+    let program = filter(thread).map_err(|e| failed(e.into()))?;
+    seccompiler::apply_filter(&program).map_err(failed)
+}
+
+/// What every thread needs: memory, locks, time, the log and the console, an orderly end.
+const COMMON: &[c_long] = &[
+    sys::SYS_brk,
+    sys::SYS_clock_gettime,
+    sys::SYS_close,
+    sys::SYS_exit,
+    sys::SYS_exit_group,
+    sys::SYS_futex,
+    sys::SYS_getpid,
+    sys::SYS_getrandom,
+    sys::SYS_gettid,
+    sys::SYS_madvise,
+    sys::SYS_mremap,
+    sys::SYS_munmap,
+    sys::SYS_poll,
+    sys::SYS_read,
+    sys::SYS_restart_syscall,
+    sys::SYS_rt_sigaction,
+    sys::SYS_rt_sigprocmask,
+    sys::SYS_rt_sigreturn,
+    sys::SYS_sched_yield,
+    sys::SYS_sigaltstack,
+    sys::SYS_tgkill,
+    sys::SYS_write,
+];
+
+/// Clients come and go.
+const API: &[c_long] = &[sys::SYS_accept4, sys::SYS_recvfrom, sys::SYS_sendto, sys::SYS_getsockopt];
+
+/// Disks, the TAP, snapshot files, the fault server's socket, guest memory, and vCPU threads to start.
+const MAIN: &[c_long] = &[
+    sys::SYS_clone,
+    sys::SYS_clone3,
+    sys::SYS_connect,
+    sys::SYS_dup,
+    sys::SYS_epoll_create1,
+    sys::SYS_epoll_ctl,
+    sys::SYS_epoll_pwait,
+    sys::SYS_epoll_wait,
+    sys::SYS_eventfd2,
+    sys::SYS_fallocate,
+    sys::SYS_fcntl,
+    sys::SYS_fdatasync,
+    sys::SYS_fstat,
+    sys::SYS_fsync,
+    sys::SYS_ftruncate,
+    sys::SYS_gettimeofday,
+    sys::SYS_lseek,
+    sys::SYS_memfd_create,
+    sys::SYS_mincore,
+    sys::SYS_newfstatat,
+    sys::SYS_openat,
+    sys::SYS_pread64,
+    sys::SYS_preadv,
+    sys::SYS_pwrite64,
+    sys::SYS_pwritev,
+    sys::SYS_readlink,
+    sys::SYS_readv,
+    sys::SYS_rename,
+    sys::SYS_rseq,
+    sys::SYS_sched_getaffinity,
+    sys::SYS_seccomp,
+    sys::SYS_sendmsg,
+    sys::SYS_set_robust_list,
+    sys::SYS_statx,
+    sys::SYS_unlink,
+    sys::SYS_userfaultfd,
+    sys::SYS_writev,
+];
+
+/// What a new thread does before its own filter is on, and for a vCPU afterwards: running it.
+const VCPU: &[c_long] = &[];
+
+/// The types of ioctl requests (`_IOC_TYPE`), which say what driver or subsystem a request is for.
+const IOCTL_KVM: u64 = 0xae;
+const IOCTL_USERFAULTFD: u64 = 0xaa;
+/// Also `FIONBIO`, by which a socket is made non-blocking.
+const IOCTL_TAP: u64 = 0x54;
+
+fn filter(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
+    let (calls, ioctls): (_, &[u64]) = match thread {
+        Thread::Api => (API, &[IOCTL_TAP]),
+        Thread::Main => (MAIN, &[IOCTL_KVM, IOCTL_USERFAULTFD, IOCTL_TAP]),
+        Thread::Vcpu => (VCPU, &[IOCTL_KVM]),
+    };
+    // A call without rules is allowed whatever its arguments.
+    for call in COMMON.iter().chain(calls) {
+        rules.insert(*call, Vec::new());
+    }
+    let ioctl_rules = ioctls.iter().map(|kind| rule(1, SeccompCmpOp::MaskedEq(0xff00), kind << 8));
+    rules.insert(sys::SYS_ioctl, ioctl_rules.collect::<Result<_, _>>()?);
+    let not_executable = || rule(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
+    rules.insert(sys::SYS_mmap, vec![not_executable()?]);
+    rules.insert(sys::SYS_mprotect, vec![not_executable()?]);
+    let prctl =
+        [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS].map(|what| rule(0, SeccompCmpOp::Eq, what as u64));
+    rules.insert(sys::SYS_prctl, prctl.into_iter().collect::<Result<_, _>>()?);
+    if thread == Thread::Main {
+        rules.insert(sys::SYS_socket, vec![rule(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?]);
+    }
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?;
+    filter.try_into()
+}
+
+/// Allows a call whose argument number `arg` compares to `value` as `how` says.
+fn rule(arg: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(arg, SeccompCmpArgLen::Dword, how, value)?])
+}
