@@ -89,15 +89,14 @@ pub(crate) type Outcome = Result<Answer, Fault>;
 /// An action on its way, with the way back.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// What is to be done.
-    pub(crate) action: Action,
+    action: Action,
     reply: mpsc::SyncSender<Outcome>,
 }
 
 impl Pending {
-    /// Hands the outcome to whoever asked; lost if they are gone.
-    pub(crate) fn answer(self, outcome: Outcome) {
-        let _ = self.reply.send(outcome);
+    /// Has `perform` do it, and hands the outcome to whoever asked; lost if they are gone.
+    pub(crate) fn answer_with(self, perform: impl FnOnce(Action) -> Outcome) {
+        let _ = self.reply.send(perform(self.action));
     }
 }
 
@@ -162,8 +161,10 @@ mod tests {
                 None => std::thread::yield_now(),
             }
         };
-        assert!(matches!(pending.action, Action::DescribeMachine));
-        pending.answer(Ok(Answer::Done));
+        pending.answer_with(|action| {
+            assert!(matches!(action, Action::DescribeMachine));
+            Ok(Answer::Done)
+        });
         assert!(matches!(api.join().unwrap(), Ok(Answer::Done)));
         assert!(receiver.try_next().is_none());
     }

@@ -34,6 +34,8 @@ pub(crate) enum ExitReason {
     VcpuFailed { vcpu: u8, what: String },
     #[error("the fault server hung up: pages of guest memory can no longer be served")]
     FaultServerGone,
+    #[error("the API cannot be served: {what}")]
+    ApiFailed { what: String },
 }
 
 impl ExitReason {
@@ -45,6 +47,7 @@ impl ExitReason {
             Self::TripleFault { .. } => 11,
             Self::VcpuFailed { .. } => 12,
             Self::FaultServerGone => 13,
+            Self::ApiFailed { .. } => FAILURE,
         }
     }
 }

@@ -37,8 +37,8 @@ pub(crate) enum MapError {
     Link(#[from] LinkError),
 }
 
-/// A region of guest memory as configurations and snapshots name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// A region of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RegionSpec {
     /// Where it is for the guest.
     pub(crate) address: u64,

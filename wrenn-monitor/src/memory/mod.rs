@@ -3,8 +3,7 @@
 //! One or two regions of host memory lie around the guest's hole for devices ([`map`]). Three sources know of
 //! changes: KVM's log has what the guest wrote, each region's bitmap what the *monitor* wrote, and the page
 //! tables what a private mapping does not share with its file ([`pages`]). `vm-memory` marks what goes through
-//! its own accessors; whoever lets the kernel write by pointer (a block read, a packet received) calls
-//! [`mark_dirty`] afterwards.
+//! its own accessors; whoever lets the kernel write by pointer (a block read) marks the slice's bitmap itself.
 //!
 //! Invariant: [`Memory`] never changes its regions, so a region's index is its KVM slot, and the sum of the
 //! sizes before it is its offset in a memory file.
@@ -73,12 +72,6 @@ impl Memory {
         &self.guest
     }
 
-    /// The regions, in order.
-    pub(crate) fn regions(&self) -> Vec<RegionSpec> {
-        let spec = |region: &GuestRegion| RegionSpec { address: region.start_addr().0, size: region.len() };
-        self.guest.iter().map(spec).collect()
-    }
-
     /// The memory file that the guest still reads from.
     pub(crate) fn source_file(&self) -> Option<FileId> {
         match &self.origin {
@@ -129,23 +122,10 @@ fn file_pages(region: &GuestRegion) -> io::Result<PageSet> {
     }
 }
 
-/// Notes that the monitor wrote `len` bytes at `address` past `vm-memory`'s accessors.
-///
-/// What lies outside guest memory is ignored: nothing can have been written there.
-pub(crate) fn mark_dirty(memory: &GuestMemory, address: GuestAddress, len: usize) {
-    let (mut address, mut left) = (address, len as u64);
-    while left > 0 {
-        let Some((region, offset)) = memory.to_region_addr(address) else { return };
-        let here = left.min(region.len() - offset.raw_value());
-        region.bitmap().mark_dirty(offset.raw_value() as usize, here as usize);
-        let Some(next) = address.checked_add(here) else { return };
-        (address, left) = (next, left - here);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
+    use vm_memory::bitmap::Bitmap;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
 
@@ -156,17 +136,6 @@ mod tests {
             bits.map(|page| (base, page)).collect::<Vec<_>>()
         };
         memory.iter().flat_map(dirty).collect()
-    }
-
-    #[test]
-    fn marking_crosses_regions_and_stops_at_the_end_of_memory() {
-        let regions = [RegionSpec { address: 0, size: 0x4000 }, RegionSpec { address: 0x4000, size: 0x4000 }];
-        let memory = Memory::fresh(&regions).unwrap();
-        mark_dirty(memory.guest(), GuestAddress(0x3fff), 2);
-        mark_dirty(memory.guest(), GuestAddress(0x7fff), 0x10_0000);
-        mark_dirty(memory.guest(), GuestAddress(0x1000), 0);
-        mark_dirty(memory.guest(), GuestAddress(u64::MAX), usize::MAX);
-        assert_eq!(dirty_pages(memory.guest()), [(0, 3), (0x4000, 0), (0x4000, 3)]);
     }
 
     #[test]

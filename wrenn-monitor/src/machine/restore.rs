@@ -1,0 +1,78 @@
+//! Bringing a machine back from a snapshot.
+//!
+//! Order: the state is read and checked whole before anything is made. Memory comes next, and with it the fault
+//! server, since loading a vCPU's state writes to memory. The devices are there, but idle, before the interrupt
+//! controllers get their state; they go on when the machine is resumed.
+
+use wrenn_vmm::api::{MachineConfig, MemBackend, MemBackendType, SnapshotLoad};
+
+use super::devices::{DeviceError, Devices, Machinery};
+use super::{Host, Machine};
+use crate::memory::{MapError, Memory, RegionSpec, regions_of};
+use crate::snapshot::{MachineState, StateFileError};
+use crate::vcpu::{self, VcpuError};
+use crate::vm::{Vm, VmError};
+
+/// A snapshot could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("the snapshot's state could not be read")]
+    State(#[from] StateFileError),
+    #[error("the snapshot's memory could not be loaded")]
+    Memory(#[from] MapError),
+    #[error("the snapshot has no network interface {iface:?} to be overridden")]
+    NoSuchInterface { iface: String },
+    #[error("the virtual machine could not be made")]
+    Vm(#[from] VmError),
+    #[error("a device of the snapshot could not be restored")]
+    Device(#[from] DeviceError),
+    #[error("the snapshot's processors could not be restored")]
+    Vcpu(#[from] VcpuError),
+}
+
+impl Machine {
+    /// Rebuilds the machine of a snapshot in the empty machine that `vm` makes, paused.
+    ///
+    /// `vm` is called once the snapshot's state has proved sound.
+    pub(crate) fn restore(
+        vm: impl FnOnce() -> Result<Vm, VmError>,
+        request: &SnapshotLoad,
+        backend: &MemBackend,
+        host: &Host,
+    ) -> Result<Self, LoadError> {
+        let state = MachineState::read(&request.snapshot_path)?;
+        check_overrides(request, &state)?;
+        let config = MachineConfig {
+            vcpu_count: state.vcpus.len() as u8,
+            mem_size_mib: state.mem_size_mib,
+            smt: state.smt,
+            track_dirty_pages: request.track_dirty_pages,
+            ..MachineConfig::default()
+        };
+        let memory = load_memory(&regions_of((state.mem_size_mib as u64) << 20), backend)?;
+        let vm = vm()?;
+        vm.map_memory(memory.guest(), config.track_dirty_pages)?;
+        let machinery = Machinery { vm: &vm, guest: memory.guest(), exit: &host.exit };
+        let devices = Devices::restore(&machinery, &state.serial, state.virtio, &request.network_overrides)?;
+        let vcpus = vcpu::restore(&vm, &state.vcpus)?;
+        vm.restore(&state.vm, request.clock_realtime)?;
+        Ok(Self::assemble((vm, memory, devices), vcpus, config, host)?)
+    }
+}
+
+fn load_memory(regions: &[RegionSpec], backend: &MemBackend) -> Result<Memory, MapError> {
+    match backend.backend_type {
+        MemBackendType::File => Memory::from_file(regions, &backend.backend_path),
+        MemBackendType::Uffd => Memory::from_fault_server(regions, &backend.backend_path),
+    }
+}
+
+/// An override that hits nothing is a mistake, and would leave the guest on the snapshot's TAP.
+fn check_overrides(request: &SnapshotLoad, state: &MachineState) -> Result<(), LoadError> {
+    for new in &request.network_overrides {
+        if !state.virtio.iter().any(|device| device.interface() == Some(&new.iface_id)) {
+            return Err(LoadError::NoSuchInterface { iface: new.iface_id.clone() });
+        }
+    }
+    Ok(())
+}
