@@ -1,5 +1,6 @@
 """The machine's end of a command in the lab: streams, signals, limits, exit status."""
 
+import contextlib
 import json
 import os
 import signal
@@ -67,11 +68,13 @@ def execute(state, command, limit, stdin):
     request = {"op": "exec", "command": command, "cwd": os.getcwd(), "env": environment(), "stdin": stdin}
     sock = connect(state, request)
     cut_off = threading.Event()
+    sending = threading.RLock()  # the input's thread and signal handlers write to one socket
     status_if_cut = [LIMIT_STATUS]
 
     def cut():
         cut_off.set()
-        sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
     def out_of_time():
         print(f"lab: over the limit of {limit} s, ended: {' '.join(command)}", file=sys.stderr)
@@ -80,14 +83,19 @@ def execute(state, command, limit, stdin):
     def pass_on(number, _):
         status_if_cut[0] = 128 + number
         after(KILL_GRACE, cut)
-        wire.send_json(sock, wire.SIGNAL, number)
+        with contextlib.suppress(OSError), sending:
+            wire.send_json(sock, wire.SIGNAL, number)
 
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(name, pass_on)
     after(limit, out_of_time)
     if stdin:
-        threading.Thread(target=feed, args=(sock,), daemon=True).start()
-    ended = relay(sock)
+        threading.Thread(target=feed, args=(sock, sending), daemon=True).start()
+    try:
+        ended = relay(sock)
+    except BrokenPipeError:  # whoever read our output has gone; dropping the connection ends the command
+        sock.close()
+        return 128 + signal.SIGPIPE
     if ended is None and cut_off.is_set():
         return status_if_cut[0]
     if ended is None:
@@ -124,10 +132,12 @@ def relay(sock):
             raise LabError(json.loads(payload))
 
 
-def feed(sock):
+def feed(sock, sending):
     try:
-        while data := os.read(0, 1 << 16):
-            wire.send(sock, wire.STDIN, data)
-        wire.send(sock, wire.STDIN)
+        data = True
+        while data:
+            data = os.read(0, 1 << 16)
+            with sending:
+                wire.send(sock, wire.STDIN, data)
     except OSError:
         pass  # the command is over; its status is on the way

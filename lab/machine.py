@@ -1,8 +1,9 @@
 """The QEMU process: up, down, status.
 
-State is one file, written when the lab answers and removed before it is taken down; it names QEMU by pid *and* start
-time, so a file left by a crash or a reboot never names somebody else's process. `up` holds a file lock throughout: of
-two callers at once one boots, the other finds it booted.
+State is one file, written when QEMU starts and again when the lab is ready. It names QEMU by pid *and* start time, so a
+file left by a crash or a reboot never names somebody else's process. `up` and `down` hold a file lock throughout: of two
+callers at once one boots, the other finds it booted; and a lab that is not ready when the lock is free belongs to a
+caller that was killed, and is ended.
 """
 
 import contextlib
@@ -44,14 +45,26 @@ def started(pid):
     return None if after_name[0] == "Z" else int(after_name[19])
 
 
-def state():
-    """What the running lab's state file says, or None when no lab runs."""
+def recorded():
+    """What the state file says of a QEMU that still lives, ready or not; None when there is none."""
     try:
         with open(STATE, encoding="utf-8") as file:
             found = json.load(file)
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return found if started(found["pid"]) == found["started"] else None
+
+
+def state():
+    """The lab that commands can be sent to, or None."""
+    found = recorded()
+    return found if found and found.get("ready") else None
+
+
+def record(found):
+    with open(os.open(f"{STATE}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    os.rename(f"{STATE}.part", STATE)
 
 
 def needed():
@@ -70,7 +83,7 @@ def up(say):
         found = state()
         if found:
             return found, False
-        remove_leftovers()
+        clear()
         say("lab: booting (software emulation; usually 10 to 30 s)")
         begun = time.monotonic()
         for attempt in range(3):
@@ -87,11 +100,18 @@ def up(say):
 def down():
     """Ends the lab; answers whether there was one."""
     with locked():
-        found = state()
-        if found:
-            end(found["pid"])
-        remove_leftovers()
-        return found is not None
+        return clear()
+
+
+def clear():
+    """Ends whatever QEMU is on record and removes its files; answers whether there was one. Under the lock."""
+    found = recorded()
+    if found:
+        end(found["pid"])
+    for path in (STATE, SCRATCH, SCRATCH_EXT4, INITRAMFS):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    return found is not None
 
 
 def end(pid):
@@ -100,12 +120,6 @@ def end(pid):
         os.kill(pid, signal.SIGKILL)
     while started(pid) is not None:
         time.sleep(0.01)
-
-
-def remove_leftovers():
-    for path in (STATE, SCRATCH, SCRATCH_EXT4, INITRAMFS):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
 
 
 class PortTaken(Exception):
@@ -133,16 +147,16 @@ def boot():
     )  # fmt: skip
     make_scratch_disks()
     qemu = start_qemu(qemu_arguments(vmlinux, port, shares))
+    found = {"pid": qemu.pid, "started": started(qemu.pid), "port": port, "token": token, "kernel": version}
     try:
+        record({**found, "ready": False})
         wait_until_ready(qemu)
+        found["ready"] = True
+        record(found)
     except BaseException:
         qemu.kill()
         qemu.wait()
         raise
-    found = {"pid": qemu.pid, "started": started(qemu.pid), "port": port, "token": token, "kernel": version}
-    with open(os.open(f"{STATE}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(found, file)
-    os.rename(f"{STATE}.part", STATE)
     return found
 
 
@@ -185,7 +199,7 @@ def qemu_arguments(vmlinux, port, shares):
         "-device", "virtio-net-pci,netdev=net,romfile=",
     ]  # fmt: skip
     for name, path in (("scratch", SCRATCH), ("ext4", SCRATCH_EXT4)):
-        drive = f"if=none,id={name},file={quoted(path)},format=raw,cache=unsafe,discard=unmap"
+        drive = f"if=none,id={name},file={quoted(path)},format=raw,cache=unsafe,discard=unmap,werror=report"
         arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
     root = [{"tag": "root", "path": "/", "writable": False}, {"tag": "usr", "path": "/usr", "writable": False}]
     for share in root + shares:

@@ -105,6 +105,14 @@ class Exec(unittest.TestCase):
         process.communicate()
         self.assertTrue(until(lambda: not alive("sleep 5432")))
 
+    def test_a_reader_that_goes_ends_the_command(self):
+        done = subprocess.run(
+            f"{PROGRAM} exec -- sh -c 'while echo 7654; do :; done' | head -1; echo ${{PIPESTATUS[0]}}",
+            shell=True, executable="/bin/bash", check=False, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        self.assertEqual((done.stdout, done.stderr), ("7654\n141\n", ""))
+        self.assertTrue(until(lambda: not alive("sh -c while echo 7654.*")))
+
     def test_what_a_command_leaves_is_ended_and_counted(self):
         done = inside("setsid sleep 6543 >/dev/null 2>&1 & exit 0")
         self.assertIn("left 1 processes", done.stderr)
@@ -191,7 +199,7 @@ class Life(unittest.TestCase):
 
     def test_a_state_file_of_the_dead_or_of_others_is_no_lab(self):
         for pid, started in ((2**22 - 1, 1), (os.getpid(), machine.started(os.getpid()) + 1)):
-            self.write_state(pid=pid, started=started, port=1, token="", kernel="")
+            self.write_state(pid=pid, started=started, port=1, token="", kernel="", ready=True)
             self.assertEqual(lab("status", env=self.env).stdout, "down\n")
 
     def test_the_boot_limit_ends_qemu(self):
@@ -200,6 +208,18 @@ class Life(unittest.TestCase):
         self.assertEqual(done.returncode, 125)
         self.assertIn("did not boot within 1 s", done.stderr)
         self.assertEqual(lab("status", env=self.env).stdout, "down\n")
+
+    def test_a_caller_killed_while_booting_leaves_nothing_for_long(self):
+        self.give_parts()
+        for kill in (signal.SIGTERM, signal.SIGKILL):
+            caller = start("up", env=self.env)
+            self.assertTrue(until(lambda: os.path.exists(f"{self.home}/state.json")))
+            with open(f"{self.home}/state.json", encoding="utf-8") as file:
+                pid = json.load(file)["pid"]
+            caller.send_signal(kill)
+            caller.communicate()
+            lab("down", env=self.env)
+            self.assertIsNone(machine.started(pid))
 
     def test_two_callers_get_one_lab_and_its_death_is_noticed(self):
         self.give_parts()
