@@ -221,12 +221,34 @@ class Life(unittest.TestCase):
             lab("down", env=self.env)
             self.assertIsNone(machine.started(pid))
 
-    def test_two_callers_get_one_lab_and_its_death_is_noticed(self):
+    def write_image(self, text):
+        path = f"{self.env['WRENN_DATA']}/images/x/rootfs.ext4"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            os.truncate(file.fileno(), 1 << 26)
+            file.seek(1 << 25)
+            file.write(text)
+
+    def check_image(self, text):
+        script = f"f=/scratch/data/images/x/rootfs.ext4; stat -c %s $f; du -k $f | cut -f1; dd if=$f bs=1M skip=32 status=none | head -c {len(text)}"
+        done = lab("exec", "--", "sh", "-c", script, env=self.env)
+        size, used, found = done.stdout.splitlines()
+        self.assertEqual((int(size), found), (1 << 26, text))
+        self.assertLess(int(used), 1024)
+
+    def test_one_life(self):
+        """Two callers get one lab; images get there, new ones too; its death is noticed by whoever waits."""
         self.give_parts()
+        self.write_image("first")
         callers = [start("up", env=self.env) for _ in range(2)]
         said = [caller.communicate(timeout=400)[1] for caller in callers]
         self.assertEqual([caller.returncode for caller in callers], [0, 0], said)
         self.assertEqual(sum("booting" in text for text in said), 1, said)
+        self.check_image("first")
+        self.write_image("second")
+        self.assertIn("copied", lab("up", env=self.env).stderr)
+        self.check_image("second")
+        self.assertEqual(lab("up", env=self.env).stderr, "")
         waiting = start("exec", "--", "sh", "-c", "echo on; sleep 1000", env=self.env)
         self.assertEqual(waiting.stdout.readline(), "on\n")
         with open(f"{self.home}/state.json", encoding="utf-8") as file:
