@@ -33,7 +33,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .exec()
         .expect("cargo metadata describes the workspace");
     let direct = |package: &cargo_metadata::Package| {
-        let normal = package.dependencies.iter().filter(|d| d.kind != cargo_metadata::DependencyKind::Development);
+        let normal =
+            package.dependencies.iter().filter(|d| d.kind != cargo_metadata::DependencyKind::Development);
         normal.map(|d| d.name.clone()).collect()
     };
     metadata.packages.iter().map(|package| (package.name.to_string(), direct(package))).collect()

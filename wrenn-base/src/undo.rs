@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::reaper::Reaper;
@@ -41,7 +42,8 @@ type Undo = Box<dyn FnOnce(Deadline) -> Result<(), BoxError> + Send>;
 struct Step {
     id: StepId,
     what: Cow<'static, str>,
-    undo: Undo,
+    /// Never locked: the mutex makes a list of closures that are only `Send` shareable, and so what holds the list.
+    undo: Mutex<Undo>,
 }
 
 /// Names one registered step of one list.
@@ -97,7 +99,7 @@ impl UndoList {
     ) -> StepId {
         let id = StepId(self.next);
         self.next += 1;
-        self.steps.push(Step { id, what: what.into(), undo: Box::new(undo) });
+        self.steps.push(Step { id, what: what.into(), undo: Mutex::new(Box::new(undo)) });
         id
     }
 
@@ -124,8 +126,9 @@ impl UndoList {
         let mut failures = Vec::new();
         while let Some(step) = self.steps.pop() {
             let what = step.what;
+            let undo = step.undo.into_inner().unwrap_or_else(PoisonError::into_inner);
             // An undo that panics is a bug, but not a reason to leak everything below it.
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (step.undo)(deadline)))
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| undo(deadline)))
                 .unwrap_or_else(|_| Err("the undo panicked".into()));
             match result {
                 Ok(()) => tracing::trace!(step = %what, "undone"),

@@ -22,8 +22,7 @@ pub(crate) fn tail(path: &Path) -> String {
 }
 
 fn last_lines(text: &str) -> String {
-    let printable: String =
-        text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
+    let printable: String = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
     let lines: Vec<&str> = printable.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }

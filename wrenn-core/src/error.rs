@@ -4,14 +4,17 @@
 //! people who read, its [`cause`](Error::cause) for both. Undoing what a failed call had built may fail as well;
 //! those failures stand beside the first error, in [`cleanup`](Error::cleanup), and never replace it.
 
+use std::error::Error as StdError;
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_agent_api::AgentError;
 use wrenn_base::{InvalidId, SandboxId, UndoFailure};
 use wrenn_net::NetError;
-use wrenn_storage::{DiskError, ImageError, MemoryError};
+use wrenn_storage::{DiskError, ImageError, MemoryError, SnapshotError};
 use wrenn_uffd::UffdError;
 use wrenn_vmm::VmmError;
 
@@ -73,10 +76,35 @@ pub enum Cause {
         source: std::io::Error,
     },
     /// The data directory is open in another process.
-    #[error("the data directory {path} is in use by another process; close it there, or choose another directory")]
+    #[error("the data directory {} is in use by another process; close it there, or choose another directory", path.display())]
     DataDirBusy {
         /// The directory.
         path: PathBuf,
+    },
+    /// A sandbox, or a clone of the host, still uses the host that was to be closed.
+    #[error(
+        "the host is still in use by a sandbox or by a clone of its handle; it goes with the last of them"
+    )]
+    HostInUse,
+    /// The file that holds the host's id is damaged.
+    #[error("the host file {} is unusable: {why}; restore it from a copy, or begin with another data directory", path.display())]
+    BadHostFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The sandbox already has a machine, or its last one is still being removed.
+    #[error("sandbox {id} is running, or still being taken down")]
+    SandboxBusy {
+        /// The sandbox.
+        id: SandboxId,
+    },
+    /// Every network slot is in use.
+    #[error("all {last} network slots of this host are in use; destroy or pause a sandbox first")]
+    NoFreeSlot {
+        /// How many there are.
+        last: u16,
     },
     /// No sandbox of that id is stored here.
     #[error("no paused sandbox {id} is stored in this data directory")]
@@ -85,7 +113,7 @@ pub enum Cause {
         id: SandboxId,
     },
     /// A file of a snapshot is not what was written.
-    #[error("the snapshot file {path} is unusable: {why}; restore it from a copy, or remove the sandbox")]
+    #[error("the snapshot file {} is unusable: {why}; restore it from a copy, or remove the sandbox", path.display())]
     BadSnapshot {
         /// The file.
         path: PathBuf,
@@ -113,18 +141,26 @@ pub enum Cause {
         console: String,
     },
     /// Guest memory could not be paged in.
-    #[error("the memory of sandbox {id} could not be paged in")]
+    #[error("the guest of sandbox {id} was ended because its memory could not be paged in")]
     Paging {
         /// The sandbox.
         id: SandboxId,
         /// Why.
-        source: UffdError,
+        source: Arc<UffdError>,
     },
     /// Something was left behind; see [`Error::cleanup`].
     #[error("{what}: some of its resources could not be removed")]
     Cleanup {
         /// What was being removed.
         what: String,
+    },
+    /// A command printed more than was to be collected; it runs on, its output thrown away.
+    #[error(
+        "the command printed more than {limit} bytes; raise `output_limit`, or use `spawn` and read as it prints"
+    )]
+    OutputTooLarge {
+        /// The limit for each stream, in bytes.
+        limit: usize,
     },
     /// A call of the guest's agent failed.
     #[error(transparent)]
@@ -144,11 +180,14 @@ pub enum Cause {
     /// The image, kernel or initramfs is missing or unusable.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The snapshot could not be written or read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The memory image could not be written or read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The operating system refused.
-    #[error("could not {action} {path}")]
+    #[error("could not {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -157,4 +196,78 @@ pub enum Cause {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl Cause {
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Io { action, path: path.as_ref().to_owned(), source }
+    }
+}
+
+impl Error {
+    pub(crate) fn with_cleanup(cause: Cause, cleanup: Vec<UndoFailure>) -> Self {
+        Self { cause: Box::new(cause), cleanup }
+    }
+
+    /// The error of a removal that succeeded but for `failures`; no error where there are none.
+    pub(crate) fn from_cleanup(what: impl Into<String>, failures: Vec<UndoFailure>) -> Result<(), Self> {
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(Self::with_cleanup(Cause::Cleanup { what: what.into() }, failures)),
+        }
+    }
+
+    /// What went wrong, in full.
+    pub fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
+    /// What could not be undone after it; usually empty.
+    pub fn cleanup(&self) -> &[UndoFailure] {
+        &self.cleanup
+    }
+}
+
+impl From<Cause> for Error {
+    fn from(cause: Cause) -> Self {
+        Self::with_cleanup(cause, Vec::new())
+    }
+}
+
+impl From<InvalidId> for Error {
+    fn from(refused: InvalidId) -> Self {
+        Cause::from(refused).into()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)?;
+        match self.cleanup.len() {
+            0 => Ok(()),
+            left => write!(f, " ({left} of its resources could not be removed)"),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    /// The whole story, as `unwrap` and a `main` that returns it show it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut source = StdError::source(self);
+        while let Some(cause) = source {
+            write!(f, "\n  because: {cause}")?;
+            source = cause.source();
+        }
+        for failure in &self.cleanup {
+            write!(f, "\n  {failure}: {}", failure.source)?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.source()
+    }
 }

@@ -8,7 +8,8 @@
 //! <data>/sandboxes/<id>/console.log     the guest's serial console and the monitor's own messages
 //! <data>/sandboxes/<id>/layers/         memory layers, immutable
 //! <data>/sandboxes/<id>/snapshots/<n>/  one complete snapshot; the highest number counts
-//! <run>/<host>/<id>/                    sockets and the network namespace of a running sandbox
+//! <run>/<host>/<id>/                    sockets of a running sandbox
+//! <run>/<host>/netns/                   network namespaces
 //! ```
 //!
 //! Every component below the two roots is a validated id or a constant: nothing a caller passes as text becomes
@@ -17,6 +18,9 @@
 use std::path::{Path, PathBuf};
 
 use wrenn_base::{HostId, SandboxId};
+use wrenn_storage::{LayerDir, SnapshotStore};
+
+use crate::error::Cause;
 
 /// The two roots of a host.
 #[derive(Debug, Clone)]
@@ -36,6 +40,11 @@ impl Layout {
 
     pub(crate) fn run(&self) -> &Path {
         &self.run
+    }
+
+    /// Where network namespaces get their names.
+    pub(crate) fn netns(&self) -> PathBuf {
+        self.run.join("netns")
     }
 
     pub(crate) fn sandbox(&self, id: &SandboxId) -> SandboxDirs {
@@ -67,12 +76,21 @@ impl SandboxDirs {
         self.data.join("console.log")
     }
 
-    pub(crate) fn layers(&self) -> PathBuf {
-        self.data.join("layers")
+    /// The directory of memory layers, made if it is not there.
+    pub(crate) fn open_layers(&self) -> Result<LayerDir, Cause> {
+        Ok(LayerDir::open(self.data.join("layers"))?)
     }
 
-    pub(crate) fn snapshots(&self) -> PathBuf {
-        self.data.join("snapshots")
+    pub(crate) fn snapshots(&self) -> SnapshotStore {
+        SnapshotStore::new(self.data.join("snapshots"))
+    }
+
+    /// Removes all durable data of the sandbox; none being there is fine.
+    pub(crate) fn remove_data(&self) -> Result<(), Cause> {
+        match std::fs::remove_dir_all(&self.data) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(|source| Cause::io("remove", &self.data, source)),
+        }
     }
 
     pub(crate) fn api_socket(&self) -> PathBuf {
@@ -81,9 +99,5 @@ impl SandboxDirs {
 
     pub(crate) fn fault_socket(&self) -> PathBuf {
         self.run.join("uffd.sock")
-    }
-
-    pub(crate) fn netns(&self) -> PathBuf {
-        self.run.join("netns")
     }
 }

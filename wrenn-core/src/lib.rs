@@ -1,1 +1,67 @@
-//! Host, Sandbox and PausedSandbox: the public API of Wrenn.
+//! MicroVM sandboxes as a library: boot one, run commands in it, pause it to disk, resume it in an instant.
+//!
+//! A [`Host`] is a data directory opened for use. It creates [`Sandbox`]es, which run; pausing one gives a
+//! [`PausedSandbox`], which is a snapshot on disk and nothing else; resuming that gives a [`Sandbox`] again, its
+//! memory paged in as the guest touches it.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = wrenn_core::Host::builder().data_dir("/var/lib/wrenn").open().await?;
+//! let sandbox = host.sandbox("debian")?.create().await?;
+//! sandbox.files().write("/root/hello.py", "print('hello from', __file__)").await?;
+//! println!("{}", sandbox.exec("python3 /root/hello.py").await?.stdout_text());
+//! let paused = sandbox.pause().await?;
+//! let sandbox = paused.resume().await?;
+//! sandbox.destroy().await?;
+//! host.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Failure and cancellation
+//! Every step that makes something on the machine registers its undo first. A call that fails undoes what it made
+//! and returns the first error; a call whose future is dropped does the same in the background. A failed pause hands
+//! the running sandbox back, a failed resume the paused one.
+#![forbid(unsafe_code)]
+
+mod assembly;
+mod builder;
+mod capture;
+mod claims;
+mod command;
+mod console;
+mod error;
+mod files;
+mod host;
+mod kind;
+mod layout;
+mod machine;
+mod paused;
+mod preflight;
+mod sandbox;
+mod source;
+mod spec;
+mod step;
+
+pub use builder::SandboxBuilder;
+pub use capture::SnapshotKind;
+pub use command::{Command, CommandStatus, Output, Process};
+pub use error::{Cause, Error, ErrorKind};
+pub use files::Files;
+pub use host::{Host, HostBuilder};
+pub use paused::{PausedSandbox, ResumeError, SnapshotInfo};
+pub use sandbox::{PauseError, Sandbox};
+
+pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
+pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, UndoFailure};
+pub use wrenn_storage::BackendChoice as DiskBackend;
+pub use wrenn_uffd::FaultStats;
+pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus};
+
+/// Images, kernels and the files they are made of: what tools that build images need.
+pub mod image {
+    pub use wrenn_storage::{
+        Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageRegistry,
+        KernelFormat, StagedGuest, StagedImage, durable,
+    };
+}

@@ -3,94 +3,72 @@
 //! There are two ways to get one, and one way to lose it:
 //!
 //! ```text
-//! boot(image) ----\                              /-- destroy / drop: the undo list
-//!                  >--> Machine (agent answers) <
-//! restore(snap) --/                              \-- the guest ends by itself: noticed, then the undo list
+//! boot(image) ------\                              /-- destroy, or a drop: the undo list
+//!                    >--> Machine (agent answers) <
+//! restore(point) ---/                              \-- the guest ends by itself: calls notice, then the undo list
 //! ```
 //!
 //! Whatever fails on the way in, the undo list takes back all that was made, in reverse order, and the first error
-//! is returned with the cleanup's beside it. The order of making is the reverse of what must go first: the
-//! directories, the disk, the slot, the fault server, the monitor.
+//! is returned with the cleanup's beside it.
 
-use std::path::Path;
+use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wrenn_agent_api::{AgentClient, AgentError, Init};
-use wrenn_base::{Bytes, SandboxId, UndoList};
-use wrenn_net::{Slot, SlotSpec};
-use wrenn_storage::{DiskSpec, GuestFiles, MemoryImage, RootDisk};
-use wrenn_uffd::{FaultServer, FaultServerOptions, FaultStats};
-use wrenn_vmm::api::{
-    BootSource, CacheType, Drive, EntropyDevice, MachineConfig, MemBackend, MemBackendType, NetworkInterface,
-    SnapshotLoad,
-};
-use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec};
+use wrenn_base::{StepId, UndoFailure, UndoList};
+use wrenn_storage::{MemoryImage, RootDisk};
+use wrenn_uffd::{FaultServer, FaultStats, UffdError};
+use wrenn_vmm::{Killer, MonitorProcess};
 
+use crate::assembly::{Assembly, Identity};
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
-use crate::layout::SandboxDirs;
-use crate::source::ImagePages;
-use crate::spec::SandboxSpec;
-use crate::step::{blocking, building, undo_all};
-use crate::token::Token;
-use crate::{console, dirs, preflight};
+use crate::step::undo_all;
 
 /// How long undoing a whole machine may take.
-const UNDO_LIMIT: Duration = Duration::from_secs(30);
-/// How long the monitor's API may take to come up.
-const API_DEADLINE: Duration = Duration::from_secs(20);
-/// After an agent call broke off, how long the end of the guest may take to become known as its reason.
+pub(crate) const UNDO_LIMIT: Duration = Duration::from_secs(30);
+/// After a call broke off, how long the guest's end may take to become known as the reason.
 const END_GRACE: Duration = Duration::from_millis(500);
-const AGENT_PORT: u16 = 49983;
 
-/// What identifies a machine, whichever way it comes to be.
-#[derive(Clone)]
-pub(crate) struct Identity {
-    pub(crate) id: SandboxId,
-    pub(crate) dirs: SandboxDirs,
-    pub(crate) spec: SandboxSpec,
-    pub(crate) token: Token,
-}
-
-/// What a machine is restored from.
+/// What a machine is restored from. None of it is written to.
 pub(crate) struct RestorePoint {
-    pub(crate) state: std::path::PathBuf,
-    pub(crate) disk: std::path::PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) disk: PathBuf,
     pub(crate) memory: MemoryImage,
 }
 
-pub(crate) struct Machine {
+/// The parts that answer while a machine runs.
+pub(crate) struct Live {
     pub(crate) identity: Identity,
     pub(crate) monitor: MonitorProcess,
     pub(crate) disk: RootDisk,
     pub(crate) agent: AgentClient,
-    faults: Option<Arc<FaultServer>>,
+    pub(crate) paging: Option<Paging>,
+}
+
+/// The fault server of a restored machine, and the error that ended it, if one did.
+pub(crate) struct Paging {
+    pub(crate) server: FaultServer,
+    pub(crate) failure: Arc<OnceLock<Arc<UffdError>>>,
+    /// Set once the monitor runs: a page that cannot be read ends the guest instead of leaving it hanging.
+    pub(crate) killer: Arc<OnceLock<Killer>>,
+}
+
+/// A running machine; dropping it hands everything it stands on to the reaper.
+pub(crate) struct Machine {
+    pub(crate) live: Arc<Live>,
     undo: UndoList,
+    data_step: Option<StepId>,
 }
 
 impl Machine {
     /// Boots a fresh machine from the spec's image and waits until its agent answers.
     pub(crate) async fn boot(host: &Arc<HostInner>, identity: Identity) -> Result<Self, Error> {
-        let mut undo = UndoList::new(&host.reaper);
-        match Self::try_boot(host, identity, &mut undo).await {
-            Ok(machine) => Ok(machine.owning(undo)),
-            Err(cause) => Err(Error::with_cleanup(cause, undo_all(undo, UNDO_LIMIT).await)),
-        }
-    }
-
-    async fn try_boot(host: &Arc<HostInner>, identity: Identity, undo: &mut UndoList) -> Result<Self, Cause> {
-        let image = host.images.get(&identity.spec.image)?;
-        let guest = host.guest_files()?;
-        make_data_dir(host, &identity, undo).await?;
-        let disk = attach_disk(host, &identity, image.rootfs(), undo).await?;
-        let (slot, monitor) = start_monitor(host, &identity, &disk, undo).await?;
-        configure(&monitor, &identity.spec, &guest, &slot, &command_line(&identity.id, &slot)).await?;
-        monitor.client().start_instance().await?;
-        let machine = Self::assemble(identity, monitor, disk, slot, None);
-        machine.wait_for_agent().await?;
-        machine.welcome_agent().await?;
-        Ok(machine)
+        let mut assembly = Assembly::new(Arc::clone(host), identity);
+        let result = assembly.boot().await;
+        Self::from_assembly(assembly, result).await
     }
 
     /// Restores a machine from `point`, its memory paged in on demand, and waits until its agent answers.
@@ -99,42 +77,98 @@ impl Machine {
         identity: Identity,
         point: RestorePoint,
     ) -> Result<Self, Error> {
-        let mut undo = UndoList::new(&host.reaper);
-        match Self::try_restore(host, identity, point, &mut undo).await {
-            Ok(machine) => Ok(machine.owning(undo)),
+        let mut assembly = Assembly::new(Arc::clone(host), identity);
+        let result = assembly.restore(point).await;
+        Self::from_assembly(assembly, result).await
+    }
+
+    async fn from_assembly(assembly: Assembly, result: Result<Live, Cause>) -> Result<Self, Error> {
+        let (undo, data_step) = assembly.into_undo();
+        match result {
+            Ok(live) => Ok(Self { live: Arc::new(live), undo, data_step }),
             Err(cause) => Err(Error::with_cleanup(cause, undo_all(undo, UNDO_LIMIT).await)),
         }
     }
 
-    async fn try_restore(
-        host: &Arc<HostInner>,
-        identity: Identity,
-        point: RestorePoint,
-        undo: &mut UndoList,
-    ) -> Result<Self, Cause> {
-        preflight::userfaultfd()?;
-        let image = host.images.get(&identity.spec.image)?;
-        copy_disk(host, &identity, &point.disk, undo).await?;
-        let disk = attach_disk(host, &identity, image.rootfs(), undo).await?;
-        let killer = Arc::new(OnceLock::new());
-        let faults = serve_faults(host, &identity, &point.memory, &killer, undo).await?;
-        let (slot, monitor) = start_monitor(host, &identity, &disk, undo).await?;
-        // From here on an unreadable page ends the guest instead of leaving it hanging.
-        drop(killer.set(monitor.killer()));
-        let load = SnapshotLoad {
-            snapshot_path: point.state,
-            mem_backend: MemBackend {
-                backend_type: MemBackendType::Uffd,
-                backend_path: identity.dirs.fault_socket(),
-            },
-            track_dirty_pages: true,
-            resume_vm: true,
-            ..Default::default()
+    /// From now on the machine's end leaves the sandbox's data directory: there is a snapshot in it.
+    pub(crate) fn keep_data(&mut self) {
+        if let Some(step) = self.data_step.take() {
+            self.undo.forget(step);
+        }
+    }
+
+    /// Ends the guest and removes everything the machine stood on; returns what could not be removed.
+    ///
+    /// # Cancel safety
+    /// A dropped future does not stop the removal.
+    pub(crate) async fn dismantle(self) -> Vec<UndoFailure> {
+        undo_all(self.undo, UNDO_LIMIT).await
+    }
+}
+
+impl Live {
+    /// Waits until the agent answers and tells it what it cannot know by itself: the time, fresh randomness, the
+    /// token, the environment.
+    pub(crate) async fn greet_agent(&self) -> Result<(), Cause> {
+        let greeting = Init::now().env(self.identity.spec.env.clone()).hostname(self.identity.id.as_str());
+        let greeting = if self.paging.is_some() { greeting.resumed() } else { greeting };
+        let limit = self.identity.spec.ready_timeout();
+        let greet = async {
+            while let Err(e) = self.agent.health().await {
+                if !e.is_unreachable() {
+                    return Err(Cause::Agent(e));
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(self.agent.init(greeting).await?)
         };
-        let machine = Self::assemble(identity, monitor, disk, slot, Some(faults));
-        machine.guard(async { Ok(machine.monitor.client().load_snapshot(&load).await?) }).await?;
-        machine.wait_for_agent().await?;
-        machine.welcome_agent().await?;
-        Ok(machine)
+        let silent = || Cause::AgentSilent {
+            id: self.identity.id.clone(),
+            waited: limit,
+            console: crate::console::tail(self.monitor.console_log()),
+        };
+        self.while_alive(async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) })
+            .await
+    }
+
+    /// Runs a call to the guest's agent.
+    pub(crate) async fn ask<T>(&self, call: impl Future<Output = Result<T, AgentError>>) -> Result<T, Error> {
+        Ok(self.while_alive(async { call.await.map_err(Cause::from) }).await?)
+    }
+
+    /// Runs a call that needs the guest alive; if the guest ends first, that is the error.
+    pub(crate) async fn while_alive<T>(
+        &self,
+        call: impl Future<Output = Result<T, Cause>>,
+    ) -> Result<T, Cause> {
+        let failed = tokio::select! {
+            biased;
+            result = call => match result {
+                Ok(value) => return Ok(value),
+                Err(cause) if cause.may_be_the_guests_end() => cause,
+                Err(cause) => return Err(cause),
+            },
+            _ = self.monitor.exited() => return Err(self.end_of_guest().await),
+        };
+        // The connection breaks before the process is collected: look once more before blaming the connection.
+        match tokio::time::timeout(END_GRACE, self.monitor.exited()).await {
+            Ok(_) => Err(self.end_of_guest().await),
+            Err(_) => Err(failed),
+        }
+    }
+
+    /// Why the guest, which has ended or is about to, did so.
+    async fn end_of_guest(&self) -> Cause {
+        let report = self.monitor.exited().await;
+        let id = self.identity.id.clone();
+        match self.paging.as_ref().and_then(|paging| paging.failure.get()) {
+            Some(failure) => Cause::Paging { id, source: Arc::clone(failure) },
+            None => Cause::GuestEnded { id, status: report.status.to_string(), console: report.console_tail },
+        }
+    }
+
+    /// What the fault server has served so far; nothing where the memory was not restored.
+    pub(crate) fn fault_stats(&self) -> Option<FaultStats> {
+        self.paging.as_ref().map(|paging| paging.server.stats())
     }
 }

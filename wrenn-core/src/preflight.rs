@@ -9,7 +9,10 @@ use crate::error::Cause;
 
 /// KVM, for every sandbox.
 pub(crate) fn kvm() -> Result<(), Cause> {
-    open_device("/dev/kvm", "load the kvm_intel or kvm_amd module, or switch virtualisation on in the firmware")
+    open_device(
+        "/dev/kvm",
+        "load the kvm_intel or kvm_amd module, or switch virtualisation on in the firmware",
+    )
 }
 
 /// userfaultfd, for a lazy resume.

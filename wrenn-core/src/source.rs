@@ -13,7 +13,10 @@ impl PageSource for ImagePages {
 
     fn lookup(&self, offset: u64, max: u64) -> Run {
         let run = self.0.lookup(offset, max);
-        let kind = if run.zero { RunKind::Zero } else { RunKind::Data };
+        let kind = match run.kind {
+            wrenn_storage::RunKind::Zero => RunKind::Zero,
+            wrenn_storage::RunKind::Data => RunKind::Data,
+        };
         Run { kind, len: run.len }
     }
 

@@ -60,10 +60,16 @@ impl SandboxSpec {
             }
         }
         if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
-            return Err(Cause::InvalidSpec { what: "env", why: format!("the value of {name:?} has a NUL in it") });
+            return Err(Cause::InvalidSpec {
+                what: "env",
+                why: format!("the value of {name:?} has a NUL in it"),
+            });
         }
         if self.ready_timeout_ms == 0 {
-            return Err(Cause::InvalidSpec { what: "ready_timeout", why: "zero leaves no time to boot".into() });
+            return Err(Cause::InvalidSpec {
+                what: "ready_timeout",
+                why: "zero leaves no time to boot".into(),
+            });
         }
         Ok(())
     }
@@ -74,7 +80,11 @@ pub(crate) fn host_memory() -> Result<Bytes, Cause> {
     let path = "/proc/meminfo";
     let text = std::fs::read_to_string(path).map_err(|source| Cause::io("read", path, source))?;
     parse_mem_total(&text).ok_or_else(|| {
-        Cause::io("read MemTotal of", path, std::io::Error::new(std::io::ErrorKind::InvalidData, "no such line"))
+        Cause::io(
+            "read MemTotal of",
+            path,
+            std::io::Error::new(std::io::ErrorKind::InvalidData, "no such line"),
+        )
     })
 }
 

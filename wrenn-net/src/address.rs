@@ -45,7 +45,8 @@ pub struct GuestNet {
 }
 
 impl GuestNet {
-    pub(crate) fn new(dns: Vec<Ipv4Addr>) -> Self {
+    /// The same in every slot but for the DNS servers.
+    pub fn new(dns: Vec<Ipv4Addr>) -> Self {
         Self { ip: GUEST, prefix: GUEST_PREFIX, gateway: GATEWAY, mac: GUEST_MAC, dns }
     }
 }

@@ -36,9 +36,6 @@ use crate::watch::ExitWatch;
 const ANSWER_LIMIT: usize = 64 << 10;
 /// How much of a fault message is kept, in characters.
 const FAULT_LIMIT: usize = 1000;
-/// How long a broken connection waits for news of the process's end, which follows within milliseconds.
-const EXIT_NOTICE: Duration = Duration::from_millis(500);
-
 /// How long the calls of a [`Client`] may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -253,7 +250,7 @@ impl Client {
         }
     }
 
-    /// [`get_info`](Self::get_info) without the wait for news of the process: for whoever watches it already.
+    /// [`get_info`](Self::get_info) for whoever asks again and again until somebody listens.
     pub(crate) async fn probe(&self) -> Result<InstanceInfo, VmmError> {
         let call = Call::new(Method::GET, "/", self.inner.timeouts.configure);
         read(&call, &self.exchange(&call, Bytes::new()).await?)
@@ -282,15 +279,11 @@ impl Client {
     async fn perform(&self, call: &Call, body: Bytes) -> Result<Bytes, VmmError> {
         let error = match self.exchange(call, body).await {
             Ok(answer) => return Ok(answer),
-            Err(error @ (VmmError::NotListening { .. } | VmmError::Protocol { .. })) => error,
-            Err(error) => return Err(error),
+            Err(error) => error,
         };
-        let Some(exit) = &self.inner.exit else { return Err(error) };
-        match timeout(EXIT_NOTICE, exit.exited()).await {
-            Ok(report) => {
-                Err(VmmError::Exited { id: exit.id().clone(), during: call.name(), report: Box::new(report) })
-            }
-            Err(_) => Err(error),
+        match &self.inner.exit {
+            Some(exit) => Err(exit.explain(error, &call.name()).await),
+            None => Err(error),
         }
     }
 

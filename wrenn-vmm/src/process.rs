@@ -79,20 +79,20 @@ impl MonitorProcess {
     /// [`VmmError::Exited`] as soon as the process ends, [`VmmError::NotReady`] after `limit` (the process still runs
     /// then), or what is wrong with the answer.
     pub async fn wait_ready(&self, limit: Duration) -> Result<InstanceInfo, VmmError> {
-        let started = Instant::now();
-        tokio::select! {
+        let not_ready = |_| VmmError::NotReady {
+            id: self.exit.id().clone(),
+            socket: self.client.socket().to_owned(),
+            limit,
+            console_log: self.console_log.clone(),
+        };
+        let answer = tokio::select! {
             biased;
-            ready = timeout(limit, self.poll_ready(started)) => ready.unwrap_or_else(|_| Err(VmmError::NotReady {
-                id: self.exit.id().clone(),
-                socket: self.client.socket().to_owned(),
-                limit,
-                console_log: self.console_log.clone(),
-            })),
-            report = self.exit.exited() => Err(VmmError::Exited {
-                id: self.exit.id().clone(),
-                during: "startup".into(),
-                report: Box::new(report),
-            }),
+            answer = timeout(limit, self.poll_ready(Instant::now())) => answer.map_err(not_ready)?,
+            report = self.exit.exited() => return Err(self.exit.ended(report, "startup")),
+        };
+        match answer {
+            Ok(info) => Ok(info),
+            Err(error) => Err(self.exit.explain(error, "startup").await),
         }
     }
 

@@ -27,6 +27,8 @@ use crate::exit::{ExitReport, ExitStatus};
 const CONSOLE_CHECK: Duration = Duration::from_secs(2);
 /// What an undo leaves a monitor for leaving by itself.
 const UNDO_GRACE: Duration = Duration::from_secs(2);
+/// How long a broken connection waits for news of the process's end, which follows within milliseconds.
+const EXIT_NOTICE: Duration = Duration::from_millis(500);
 /// Enough for a log line's formatting; only what is used becomes memory.
 const STACK: usize = 256 << 10;
 
@@ -174,6 +176,22 @@ impl ExitWatch {
         let ended = report.wait_for(Option::is_some).await.ok().and_then(|report| report.clone());
         // The sender lives in the watching thread until it has reported.
         ended.unwrap_or(ExitReport { status: ExitStatus::Unknown, console_tail: String::new() })
+    }
+
+    /// The end of the process in place of `error`, where a connection that broke in the middle of `during` was only its
+    /// consequence.
+    pub(crate) async fn explain(&self, error: VmmError, during: &str) -> VmmError {
+        if !matches!(error, VmmError::NotListening { .. } | VmmError::Protocol { .. }) {
+            return error;
+        }
+        match tokio::time::timeout(EXIT_NOTICE, self.exited()).await {
+            Ok(report) => self.ended(report, during),
+            Err(_) => error,
+        }
+    }
+
+    pub(crate) fn ended(&self, report: ExitReport, during: &str) -> VmmError {
+        VmmError::Exited { id: self.id.clone(), during: during.to_owned(), report: Box::new(report) }
     }
 
     pub(crate) fn now(&self) -> Option<ExitReport> {

@@ -1,0 +1,125 @@
+//! Whole sandboxes, from boot to destruction, and that the machine is afterwards as it was before.
+
+mod support;
+
+use support::{HostState, TestHost};
+use wrenn::{ErrorKind, Host, MiB, ProcessEvent, Sandbox};
+
+async fn small(host: &Host) -> Sandbox {
+    host.sandbox("debian").unwrap().memory(MiB(128)).create().await.expect("the sandbox boots")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_runs_commands_and_keeps_files() {
+    let test = TestHost::new();
+    let host = test.open().await;
+    let sandbox = host
+        .sandbox("debian")
+        .unwrap()
+        .memory(MiB(128))
+        .env("GREETING", "hello")
+        .create()
+        .await
+        .expect("the sandbox boots");
+
+    let output = sandbox.exec("echo $GREETING; echo problem >&2; exit 3").await.unwrap();
+    assert_eq!((output.stdout_text().as_str(), output.stderr_text().as_str()), ("hello", "problem"));
+    assert_eq!(output.status.code(), Some(3));
+    let host_name = sandbox.exec("cat /proc/sys/kernel/hostname").await.unwrap();
+    assert_eq!(host_name.stdout_text(), sandbox.id().as_str());
+
+    let content: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    sandbox.files().write("/srv/deep/blob", content.clone()).await.unwrap();
+    let sum = sandbox.exec("sha256sum < /srv/deep/blob; stat -c %s /srv/deep/blob").await.unwrap();
+    assert!(sum.stdout_text().ends_with("\n3000000"), "{}", sum.stdout_text());
+    assert_eq!(sandbox.files().read("/srv/deep/blob", 4_000_000).await.unwrap(), content);
+
+    let refused = sandbox.files().read("/no/such/file", 1).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    let refused = sandbox.command("/no/such/program").output().await.unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound), "{refused:?}");
+    sandbox.destroy().await.unwrap();
+    host.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_command_is_fed_signalled_and_watched() {
+    let test = TestHost::new();
+    let host = test.open().await;
+    let sandbox = small(&host).await;
+    let mut cat = sandbox.command("cat").stdin_piped().spawn().await.unwrap();
+    assert!(matches!(cat.next().await.unwrap(), Some(ProcessEvent::Start { .. })));
+    cat.write_stdin("through the pipe\n").await.unwrap();
+    assert_eq!(cat.next().await.unwrap(), Some(ProcessEvent::Stdout("through the pipe\n".into())));
+    cat.close_stdin().await.unwrap();
+    match cat.next().await.unwrap() {
+        Some(ProcessEvent::End { exit_code, .. }) => assert_eq!(exit_code, 0),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(cat.next().await.unwrap(), None);
+
+    let mut sleep = sandbox.command("sleep").arg("1000").spawn().await.unwrap();
+    assert!(matches!(sleep.next().await.unwrap(), Some(ProcessEvent::Start { .. })));
+    sleep.signal(wrenn::Signal::Kill).await.unwrap();
+    match sleep.next().await.unwrap() {
+        Some(ProcessEvent::End { signal, .. }) => assert_eq!(signal, Some(9)),
+        other => panic!("{other:?}"),
+    }
+    sandbox.destroy().await.unwrap();
+    host.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_one_after_the_other_leave_nothing() {
+    let test = TestHost::new();
+    // The runtime's own threads and descriptors come with the first blocking call: let them come first.
+    test.open().await.close().await.unwrap();
+    let before = HostState::of(&test.data());
+    let host = test.open().await;
+    let while_open = HostState::of(&test.data());
+    for round in 0..20 {
+        let sandbox = small(&host).await;
+        let output = sandbox.exec(format!("echo {round}")).await.unwrap();
+        assert_eq!(output.stdout_text(), round.to_string());
+        sandbox.destroy().await.unwrap();
+        while_open.assert_same(&HostState::of(&test.data()));
+    }
+    host.close().await.unwrap();
+    before.assert_same(&HostState::of(&test.data()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_at_once_leave_nothing() {
+    let test = TestHost::new();
+    test.open().await.close().await.unwrap();
+    let before = HostState::of(&test.data());
+    let host = test.open().await;
+    let (a, b, c, d) = tokio::join!(small(&host), small(&host), small(&host), small(&host));
+    for sandbox in [&a, &b, &c, &d] {
+        let name = sandbox.exec("hostname || cat /proc/sys/kernel/hostname").await.unwrap();
+        assert_eq!(name.stdout_text(), sandbox.id().as_str());
+    }
+    let (a, b, c, d) = tokio::join!(a.destroy(), b.destroy(), c.destroy(), d.destroy());
+    for result in [a, b, c, d] {
+        result.unwrap();
+    }
+    host.close().await.unwrap();
+    before.assert_same(&HostState::of(&test.data()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_sandbox_and_a_dropped_creation_leave_nothing() {
+    let test = TestHost::new();
+    test.open().await.close().await.unwrap();
+    let before = HostState::of(&test.data());
+    let host = test.open().await;
+    drop(small(&host).await);
+    for millis in [1, 30, 200, 1000] {
+        let creation = host.sandbox("debian").unwrap().memory(MiB(128)).create();
+        let cut_short = tokio::time::timeout(std::time::Duration::from_millis(millis), creation).await;
+        drop(cut_short);
+    }
+    // Closing waits for work that the drops found under way, and for what they left to the reaper.
+    host.close().await.unwrap();
+    before.assert_same(&HostState::of(&test.data()));
+}

@@ -1,0 +1,203 @@
+//! What the tests of whole sandboxes share: a host in a directory of its own, and a look at everything that a
+//! sandbox may leave behind on the machine.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use wrenn::{Host, HostBuilder};
+
+/// A data directory on the scratch file system, with the machine's images in it.
+pub(crate) struct TestHost {
+    dir: tempfile::TempDir,
+}
+
+impl TestHost {
+    pub(crate) fn new() -> Self {
+        let scratch = std::env::var_os("WRENN_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        let dir = tempfile::tempdir_in(scratch).expect("a directory on the scratch file system");
+        let shared =
+            PathBuf::from(std::env::var_os("WRENN_TEST_DATA").expect("lab/runner sets WRENN_TEST_DATA"));
+        for part in ["images", "guest"] {
+            let part_of_shared = shared.join(part);
+            assert!(part_of_shared.is_dir(), "{} is missing: run `make image`", part_of_shared.display());
+            copy_tree(&part_of_shared, &dir.path().join("data").join(part));
+        }
+        Self { dir }
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A builder for this directory, with a runtime directory of its own.
+    pub(crate) fn builder(&self) -> HostBuilder {
+        Host::builder().data_dir(self.data()).run_dir("/run/wrenn-test")
+    }
+
+    pub(crate) async fn open(&self) -> Host {
+        self.builder().open().await.expect("the host opens")
+    }
+}
+
+/// Copies by reflink where the file system can.
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("make a directory");
+    for entry in fs::read_dir(from).expect("list a directory") {
+        let entry = entry.expect("a directory entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a file type").is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copy a file");
+        }
+    }
+}
+
+/// Everything that sandboxes put on a machine, as sorted lines: equal before and after, or something leaked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostState {
+    lines: BTreeSet<String>,
+}
+
+impl HostState {
+    /// Looks at the machine and at the files below `data`.
+    pub(crate) fn of(data: &Path) -> Self {
+        let mut lines = BTreeSet::new();
+        let mut add = |kind: &str, what: String| {
+            lines.insert(format!("{kind} {what}"));
+        };
+        for link in names("/sys/class/net") {
+            add("link", link);
+        }
+        for device in names("/sys/block") {
+            if device.starts_with("dm-") {
+                add("device-mapper", read(&format!("/sys/block/{device}/dm/name")));
+            }
+            let backing = format!("/sys/block/{device}/loop/backing_file");
+            if Path::new(&backing).exists() {
+                add("loop", read(&backing));
+            }
+        }
+        for mount in fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").lines() {
+            add("mount", mount.split(' ').nth(4).unwrap_or_default().to_owned());
+        }
+        for (pid, command) in monitors() {
+            add("monitor", format!("{pid} {command}"));
+        }
+        for table in nft_tables() {
+            add("nft", table);
+        }
+        for root in [data, Path::new("/run/wrenn-test"), Path::new("/run/wrenn")] {
+            for file in files_below(root) {
+                add("file", file.display().to_string());
+            }
+        }
+        add("own threads", threads().join(" "));
+        add("own descriptors", descriptors().join(" "));
+        Self { lines }
+    }
+
+    /// Fails with what is new and what is gone, if anything is.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, after: &Self) {
+        let new: Vec<_> = after.lines.difference(&self.lines).collect();
+        let gone: Vec<_> = self.lines.difference(&after.lines).collect();
+        assert!(new.is_empty() && gone.is_empty(), "left behind: {new:#?}\ngone: {gone:#?}");
+    }
+}
+
+fn names(dir: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// Processes that this one started and that are still there, zombies included. Other tests run beside this one.
+fn monitors() -> Vec<(String, String)> {
+    let own = format!("PPid:\t{}", std::process::id());
+    let child = |pid: &String| read(&format!("/proc/{pid}/status")).lines().any(|line| line == own);
+    let numeric = names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    numeric.filter(child).map(|pid| (pid.clone(), read(&format!("/proc/{pid}/comm")))).collect()
+}
+
+fn nft_tables() -> Vec<String> {
+    let output = Command::new("nft").args(["list", "tables"]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn files_below(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(root) else { return found };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(files_below(&entry.path()));
+        }
+        found.push(entry.path());
+    }
+    found
+}
+
+/// The threads of this process that are not the asynchronous runtime's, which come and go.
+fn threads() -> Vec<String> {
+    let comm = |id: String| read(&format!("/proc/self/task/{id}/comm"));
+    let mut threads: Vec<String> = names("/proc/self/task").into_iter().map(comm).collect();
+    threads.retain(|name| !name.starts_with("tokio-"));
+    threads.sort();
+    threads
+}
+
+/// What this process has open, apart from the runtime's own and the directory being listed.
+fn descriptors() -> Vec<String> {
+    let target = |fd: String| fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+    let mut open: Vec<String> = names("/proc/self/fd")
+        .into_iter()
+        .filter_map(target)
+        .map(|path| path.display().to_string())
+        .map(|path| path.split(":[").next().unwrap_or_default().to_owned())
+        .filter(|path| !path.starts_with("/proc/"))
+        .collect();
+    open.sort();
+    open
+}
+
+/// Waits for a monitor that this process started and kills it; false if none appears within `limit`.
+pub(crate) fn kill_first_monitor(limit: std::time::Duration) -> bool {
+    let given_up = std::time::Instant::now() + limit;
+    while std::time::Instant::now() < given_up {
+        if let Some((pid, _)) = monitors().first() {
+            // The kill may hit it between fork and exec: it is the monitor's end in either case.
+            return Command::new("kill").args(["-KILL", pid]).status().is_ok_and(|status| status.success());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    false
+}
+
+const MASKED: &str = "WRENN_TEST_MASKED";
+
+/// Runs the test `name` of this binary again, where opening `device` is refused to root as it is to others.
+#[track_caller]
+pub(crate) fn masked(device: &str, name: &str) {
+    let script = r#"mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,nodev "$0" && exec "$@""#;
+    let status = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, device])
+        .arg(std::env::current_exe().expect("this test's binary"))
+        .args(["--exact", name, "--nocapture"])
+        .env(MASKED, device)
+        .status()
+        .expect("unshare runs");
+    assert!(status.success(), "{name} failed without {device}");
+}
+
+/// Whether this process was started by [`masked`] for `device`.
+pub(crate) fn is_masked(device: &str) -> bool {
+    std::env::var_os(MASKED).is_some_and(|masked| masked == device)
+}

@@ -1,0 +1,88 @@
+//! Asking for a new sandbox.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use wrenn_agent_api::AccessToken;
+use wrenn_base::{Bytes, ImageName, MiB, SandboxId};
+
+use crate::assembly::Identity;
+use crate::error::Error;
+use crate::host::Host;
+use crate::machine::Machine;
+use crate::sandbox::Sandbox;
+use crate::spec::{SandboxSpec, host_memory};
+
+const DEFAULT_VCPUS: u8 = 1;
+const DEFAULT_MEMORY: MiB = MiB(256);
+const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A sandbox that is being described; made by [`Host::sandbox`].
+#[derive(Clone)]
+#[must_use = "a builder does nothing until `create` is awaited"]
+pub struct SandboxBuilder {
+    host: Host,
+    spec: SandboxSpec,
+}
+
+impl SandboxBuilder {
+    pub(crate) fn new(host: Host, image: ImageName) -> Self {
+        let spec = SandboxSpec {
+            image,
+            vcpus: DEFAULT_VCPUS,
+            memory: DEFAULT_MEMORY,
+            disk: None,
+            env: BTreeMap::new(),
+            ready_timeout_ms: DEFAULT_READY_TIMEOUT.as_millis() as u64,
+        };
+        Self { host, spec }
+    }
+
+    /// The number of virtual CPUs, 1 to 32; 1 where not set.
+    pub fn vcpus(mut self, count: u8) -> Self {
+        self.spec.vcpus = count;
+        self
+    }
+
+    /// The guest's memory, from 64 MiB to the host's physical memory; 256 MiB where not set.
+    pub fn memory(mut self, size: MiB) -> Self {
+        self.spec.memory = size;
+        self
+    }
+
+    /// The size of the root disk, at least the image's, which it is where not set. The guest's file system grows into it.
+    pub fn disk_size(mut self, size: Bytes) -> Self {
+        self.spec.disk = Some(size);
+        self
+    }
+
+    /// Sets a variable in the environment of every command; the last call for a name counts.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.spec.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// How long the guest may take from its start, or from a resume, until its agent answers; 60 seconds where not set.
+    pub fn ready_timeout(mut self, limit: Duration) -> Self {
+        self.spec.ready_timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// Boots the sandbox and returns once its agent answers.
+    ///
+    /// # Errors
+    /// A bad request is refused before anything on the host is touched. Whatever fails later is undone, and the
+    /// error names it; what could not be undone stands beside it in [`Error::cleanup`].
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing: what was made is removed in the background.
+    pub async fn create(self) -> Result<Sandbox, Error> {
+        self.spec.check(host_memory()?)?;
+        let host = self.host.inner;
+        let id = SandboxId::random();
+        let dirs = host.layout.sandbox(&id);
+        let identity = Identity { id, dirs, spec: self.spec, token: AccessToken::random() };
+        let machine = Machine::boot(&host, identity).await?;
+        Ok(Sandbox::booted(host, machine))
+    }
+}

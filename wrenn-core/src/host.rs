@@ -1,0 +1,303 @@
+//! The host: one data directory, and what all sandboxes in it share.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use wrenn_base::{HostId, ImageName, Reaper, SandboxId, UndoList};
+use wrenn_net::{HostNet, HostNetSpec};
+use wrenn_storage::{BackendChoice, GuestFiles, ImageRegistry, RootDisks, durable};
+use wrenn_vmm::{MonitorProgram, VM_DIR};
+
+use crate::builder::SandboxBuilder;
+use crate::claims::{ActiveSandboxes, SlotIndices};
+use crate::error::{Cause, Error};
+use crate::layout::Layout;
+use crate::machine::UNDO_LIMIT;
+use crate::paused::PausedSandbox;
+use crate::step::{blocking, undo_all};
+
+const DEFAULT_DATA: &str = "/var/lib/wrenn";
+const DEFAULT_RUN: &str = "/run/wrenn";
+const FORMAT: u32 = 1;
+/// How long a host that is being closed waits for calls that were cancelled.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A data directory opened for use: the entry point to everything.
+///
+/// Clones share it. One process at a time can have a data directory open. Sandboxes keep their host open; what the
+/// host itself put on the machine (an nftables table) goes when the last of them is gone, or with [`close`](Self::close).
+#[derive(Clone)]
+pub struct Host {
+    pub(crate) inner: Arc<HostInner>,
+}
+
+pub(crate) struct HostInner {
+    pub(crate) layout: Layout,
+    pub(crate) reaper: Reaper,
+    pub(crate) images: ImageRegistry,
+    pub(crate) disks: RootDisks,
+    pub(crate) net: HostNet,
+    pub(crate) slots: SlotIndices,
+    pub(crate) active: ActiveSandboxes,
+    pub(crate) monitor: MonitorProgram,
+    pub(crate) runtime: tokio::runtime::Handle,
+    guest_dir: PathBuf,
+    /// What the host itself put on the machine.
+    undo: UndoList,
+    /// Holds the data directory for this process.
+    _lock: File,
+}
+
+impl HostInner {
+    pub(crate) fn guest_files(&self) -> Result<GuestFiles, Cause> {
+        Ok(GuestFiles::open(&self.guest_dir)?)
+    }
+}
+
+/// How a host is to be opened; see [`Host::builder`].
+#[derive(Debug, Clone, Default)]
+pub struct HostBuilder {
+    data: Option<PathBuf>,
+    run: Option<PathBuf>,
+    monitor: Option<PathBuf>,
+    disks: BackendChoice,
+}
+
+impl Host {
+    /// Begins opening a host.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), wrenn_core::Error> {
+    /// let host = wrenn_core::Host::builder().data_dir("/srv/sandboxes").open().await?;
+    /// let sandbox = host.sandbox("debian")?.create().await?;
+    /// println!("{}", sandbox.exec("uname -r").await?.stdout_text());
+    /// sandbox.destroy().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> HostBuilder {
+        HostBuilder::default()
+    }
+
+    /// Begins a sandbox of the registered image `image`.
+    ///
+    /// # Errors
+    /// `image` is no valid image name ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)). Whether there
+    /// is such an image is seen when the sandbox is created.
+    pub fn sandbox(&self, image: &str) -> Result<SandboxBuilder, Error> {
+        Ok(SandboxBuilder::new(self.clone(), image.parse::<ImageName>()?))
+    }
+
+    /// Opens a sandbox that was paused, in this process or an earlier one.
+    ///
+    /// # Errors
+    /// There is no such sandbox, or its latest snapshot is damaged; nothing is changed.
+    pub async fn paused(&self, id: &SandboxId) -> Result<PausedSandbox, Error> {
+        PausedSandbox::open(Arc::clone(&self.inner), id.clone()).await
+    }
+
+    /// The ids of all sandboxes with a complete snapshot, those that are running again included.
+    ///
+    /// # Errors
+    /// The data directory cannot be read.
+    pub async fn stored(&self) -> Result<Vec<SandboxId>, Error> {
+        let layout = self.inner.layout.clone();
+        blocking(move || stored_sandboxes(&layout)).await.map_err(Error::from)
+    }
+
+    /// Closes the host: waits until everything that was being removed is gone, then removes what the host itself
+    /// put on the machine.
+    ///
+    /// # Errors
+    /// A sandbox or a clone of the host is still there after ten seconds, in which cancelled calls come to their end
+    /// ([`ErrorKind::Busy`](crate::ErrorKind::Busy)): the host then goes with the last of them. Or something could not
+    /// be removed.
+    pub async fn close(self) -> Result<(), Error> {
+        let given_up = Instant::now() + CLOSE_LIMIT;
+        while Arc::strong_count(&self.inner) > 1 && Instant::now() < given_up {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let reaper = self.inner.reaper.clone();
+        blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
+        let inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
+        let failures = undo_all(inner.undo, UNDO_LIMIT).await;
+        Error::from_cleanup("closing the host", failures)
+    }
+}
+
+impl HostBuilder {
+    /// Where everything durable is kept; `$WRENN_DATA`, else `/var/lib/wrenn`, where not set.
+    ///
+    /// A file system with reflinks (xfs, btrfs) makes resume fast for large disks.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data = Some(dir.into());
+        self
+    }
+
+    /// Where sockets and namespaces are kept; `/run/wrenn` where not set.
+    ///
+    /// Keep it short: a socket's path has at most 107 bytes.
+    pub fn run_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.run = Some(dir.into());
+        self
+    }
+
+    /// The monitor program: a path, or a name on `PATH` such as `firecracker`.
+    ///
+    /// Where not set: `$WRENN_MONITOR`, else `wrenn-monitor` beside the running executable or on `PATH`.
+    pub fn monitor(mut self, program: impl Into<PathBuf>) -> Self {
+        self.monitor = Some(program.into());
+        self
+    }
+
+    /// How root disks are made; the best that this machine has, where not set.
+    pub fn disk_backend(mut self, backend: BackendChoice) -> Self {
+        self.disks = backend;
+        self
+    }
+
+    /// Opens the host.
+    ///
+    /// Must be called within a Tokio runtime with time and I/O, which the host keeps using.
+    ///
+    /// # Errors
+    /// The directory cannot be made or is open in another process, the monitor is not found, or the network cannot
+    /// be set up. Nothing is left behind but the empty data directory.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves at most the empty data directory.
+    pub async fn open(self) -> Result<Host, Error> {
+        let runtime = tokio::runtime::Handle::current();
+        let inner = blocking(move || self.open_blocking(runtime)).await?;
+        Ok(Host { inner: Arc::new(inner) })
+    }
+
+    fn open_blocking(self, runtime: tokio::runtime::Handle) -> Result<HostInner, Cause> {
+        let monitor = MonitorProgram::discover(self.monitor.as_deref())?;
+        let from_env = || std::env::var_os("WRENN_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let data = self.data.or_else(from_env).unwrap_or_else(|| DEFAULT_DATA.into());
+        let data = absolute(&data)?;
+        make_dir(&data)?;
+        let lock = lock(&data)?;
+        let id = host_id(&data)?;
+        let run = absolute(&self.run.unwrap_or_else(|| DEFAULT_RUN.into()))?;
+        let layout = Layout::new(data.clone(), &run, &id);
+        make_dir(&layout.sandboxes())?;
+        make_dir(Path::new(VM_DIR))?;
+        let disks = RootDisks::probe(&id, self.disks)?;
+        let reaper = Reaper::start();
+        let mut undo = UndoList::new(&reaper);
+        make_dir(layout.run())?;
+        let net = HostNetSpec::new(id, layout.netns());
+        let last_slot = net.pool.last_index();
+        let net = HostNet::open(net, &mut undo)?;
+        Ok(HostInner {
+            images: ImageRegistry::open(&data)?,
+            guest_dir: data.join("guest"),
+            layout,
+            reaper,
+            disks,
+            net,
+            slots: SlotIndices::up_to(last_slot),
+            active: ActiveSandboxes::default(),
+            monitor,
+            runtime,
+            undo,
+            _lock: lock,
+        })
+    }
+}
+
+fn lock(data: &Path) -> Result<File, Cause> {
+    let path = data.join("lock");
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|source| Cause::io("open", &path, source))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Cause::DataDirBusy { path: data.to_owned() }),
+        Err(e) => Err(Cause::io("lock", &path, e.into())),
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct HostRecord {
+    format: u32,
+    id: HostId,
+}
+
+/// The id stored in `data`, or a new one that is stored there.
+fn host_id(data: &Path) -> Result<HostId, Cause> {
+    let path = data.join("host.json");
+    let bad = |why: String| Cause::BadHostFile { path: path.clone(), why };
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let record: HostRecord = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+            if record.format > FORMAT {
+                return Err(bad(format!(
+                    "its format {} is newer than this program's {FORMAT}",
+                    record.format
+                )));
+            }
+            Ok(record.id)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let record = HostRecord { format: FORMAT, id: HostId::random() };
+            let json = serde_json::to_vec(&record).map_err(|e| bad(e.to_string()))?;
+            durable::write(&path, &json).map_err(|source| Cause::io("write", &path, source))?;
+            Ok(record.id)
+        }
+        Err(source) => Err(Cause::io("read", &path, source)),
+    }
+}
+
+fn stored_sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Cause> {
+    let dir = layout.sandboxes();
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(|source| Cause::io("list", &dir, source))? {
+        let name = entry.map_err(|source| Cause::io("list", &dir, source))?.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.parse::<SandboxId>().ok()) else { continue };
+        if layout.sandbox(&id).snapshots().latest()?.is_some() {
+            ids.push(id);
+        }
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Cause> {
+    std::path::absolute(path).map_err(|source| Cause::io("resolve", path, source))
+}
+
+fn make_dir(dir: &Path) -> Result<(), Cause> {
+    fs::create_dir_all(dir).map_err(|source| Cause::io("create", dir, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_keeps_its_host_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = host_id(dir.path()).unwrap();
+        assert_eq!(host_id(dir.path()).unwrap(), id);
+        for bad in ["", "{}", r#"{"format":1,"id":"../../"}"#, r#"{"format":2,"id":"abcdef"}"#] {
+            fs::write(dir.path().join("host.json"), bad).unwrap();
+            assert!(matches!(host_id(dir.path()), Err(Cause::BadHostFile { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_data_directory_is_locked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(Cause::DataDirBusy { .. })));
+        drop(held);
+        lock(dir.path()).unwrap();
+    }
+}

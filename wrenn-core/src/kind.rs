@@ -1,0 +1,115 @@
+//! Which kind each cause is: the one table that programs decide by.
+
+use wrenn_agent_api::AgentError;
+use wrenn_net::NetError;
+use wrenn_storage::{DiskError, ImageError, MemoryError, SnapshotError};
+use wrenn_vmm::VmmError;
+
+use crate::error::{Cause, Error, ErrorKind};
+
+impl Error {
+    /// What a program can decide by.
+    pub fn kind(&self) -> ErrorKind {
+        self.cause().kind()
+    }
+}
+
+impl Cause {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidId(_) | Self::InvalidSpec { .. } | Self::OutputTooLarge { .. } => {
+                ErrorKind::InvalidInput
+            }
+            Self::Device { .. } | Self::NoFreeSlot { .. } => ErrorKind::HostUnfit,
+            Self::DataDirBusy { .. } | Self::HostInUse | Self::SandboxBusy { .. } => ErrorKind::Busy,
+            Self::NoSuchSandbox { .. } => ErrorKind::NotFound,
+            Self::BadHostFile { .. } | Self::BadSnapshot { .. } => ErrorKind::Corrupt,
+            Self::AgentSilent { .. } => ErrorKind::TimedOut,
+            Self::GuestEnded { .. } | Self::Paging { .. } => ErrorKind::GuestEnded,
+            Self::Cleanup { .. } => ErrorKind::Cleanup,
+            Self::Agent(e) => agent(e),
+            Self::Vmm(e) => vmm(e),
+            Self::Net(e) => net(e),
+            Self::Disk(e) => disk(e),
+            Self::Image(e) => image(e),
+            Self::Snapshot(e) => snapshot(e),
+            Self::Memory(e) => memory(e),
+            Self::Uffd(_) | Self::Io { .. } => ErrorKind::System,
+        }
+    }
+
+    /// Whether a guest that has just ended would explain this error better.
+    pub(crate) fn may_be_the_guests_end(&self) -> bool {
+        match self {
+            Self::Agent(e) => e.is_unreachable(),
+            Self::Vmm(e) => matches!(
+                e,
+                VmmError::NotListening { .. } | VmmError::Protocol { .. } | VmmError::Exited { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
+fn agent(error: &AgentError) -> ErrorKind {
+    match error {
+        AgentError::Timeout { .. } | AgentError::CommandTimeout => ErrorKind::TimedOut,
+        AgentError::NotFound { .. } => ErrorKind::NotFound,
+        AgentError::InvalidArgument { .. } => ErrorKind::InvalidInput,
+        _ => ErrorKind::Agent,
+    }
+}
+
+fn vmm(error: &VmmError) -> ErrorKind {
+    match error {
+        VmmError::MonitorNotFound { .. } | VmmError::MonitorNotExecutable { .. } => ErrorKind::HostUnfit,
+        VmmError::SocketPathTooLong { .. } => ErrorKind::InvalidInput,
+        VmmError::NotReady { .. } | VmmError::TimedOut { .. } => ErrorKind::TimedOut,
+        VmmError::Exited { .. } => ErrorKind::GuestEnded,
+        _ => ErrorKind::System,
+    }
+}
+
+fn net(error: &NetError) -> ErrorKind {
+    match error {
+        NetError::NotPermitted { .. } | NetError::NoTun { .. } | NetError::PoolClash { .. } => {
+            ErrorKind::HostUnfit
+        }
+        _ => ErrorKind::System,
+    }
+}
+
+fn disk(error: &DiskError) -> ErrorKind {
+    match error {
+        DiskError::NoDeviceMapper { .. } => ErrorKind::HostUnfit,
+        DiskError::BadSize { .. } | DiskError::TooSmall { .. } => ErrorKind::InvalidInput,
+        DiskError::NotWholeBlocks { .. } | DiskError::WrongLength { .. } | DiskError::Damaged { .. } => {
+            ErrorKind::Corrupt
+        }
+        _ => ErrorKind::System,
+    }
+}
+
+fn image(error: &ImageError) -> ErrorKind {
+    match error {
+        ImageError::NotFound { .. } | ImageError::NoGuest { .. } => ErrorKind::NotFound,
+        ImageError::Io { .. } => ErrorKind::System,
+        ImageError::AlreadyRegistered { .. } => ErrorKind::Busy,
+        _ => ErrorKind::Corrupt,
+    }
+}
+
+fn snapshot(error: &SnapshotError) -> ErrorKind {
+    match error {
+        SnapshotError::Unusable { .. } | SnapshotError::Newer { .. } => ErrorKind::Corrupt,
+        _ => ErrorKind::System,
+    }
+}
+
+fn memory(error: &MemoryError) -> ErrorKind {
+    match error {
+        MemoryError::Io { .. } => ErrorKind::System,
+        MemoryError::CoarseHoles { .. } | MemoryError::OtherFileSystem { .. } => ErrorKind::HostUnfit,
+        _ => ErrorKind::Corrupt,
+    }
+}
