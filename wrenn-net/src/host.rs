@@ -4,8 +4,8 @@
 //! slot can therefore never meet a younger slot of the same index.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -185,8 +185,9 @@ impl Shared {
     fn check_pool(&self) -> Result<(), NetError> {
         let routes = Links::open().destinations().map_err(|e| NetError::step("list the host's routes", e))?;
         for (range, prefix) in routes {
-            // Single addresses are slots, of this host or another; one that is not shows up as a taken index.
-            if prefix < 32 && range.overlaps(self.pool.range()) {
+            // Wider than a /8 it is a default route in halves or quarters, as VPNs set them. Single addresses are
+            // slots, of this host or another; one that is not shows up as a taken index.
+            if (8..32).contains(&prefix) && range.overlaps(self.pool.range()) {
                 let route = format!("{}/{prefix}", Ipv4Addr::from_bits(range.first));
                 return Err(NetError::PoolClash { pool: self.pool, route });
             }
@@ -230,7 +231,12 @@ pub(crate) fn forward_packets() -> io::Result<()> {
     if fs::read_to_string(IP_FORWARD)?.trim() == "1" {
         return Ok(());
     }
-    fs::write(IP_FORWARD, "1")
+    switch_on(IP_FORWARD)
+}
+
+/// Sets a switch under /proc/sys of the calling thread's namespace.
+pub(crate) fn switch_on(path: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(b"1")
 }
 
 #[cfg(test)]

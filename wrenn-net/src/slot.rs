@@ -8,7 +8,7 @@
 //! The undo list deletes the host's end first: from then on the guest is cut off, even where a process keeps the
 //! namespace alive. It then removes the namespace's name, and the rest goes with the namespace.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use wrenn_base::{Deadline, SandboxId, UndoList};
 
 use crate::address::{GuestNet, MacAddr, Pair};
 use crate::error::NetError;
-use crate::host::{HostNet, Shared};
+use crate::host::{HostNet, Shared, switch_on};
 use crate::inside;
 use crate::link::Links;
 use crate::netns::{self, Place};
@@ -163,7 +163,9 @@ fn connect_patiently(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream>
     let deadline = Deadline::after(timeout);
     let mut patience = FIRST_PATIENCE;
     loop {
-        match TcpStream::connect_timeout(&to, patience.min(deadline.remaining())) {
+        // No time at all would be refused as a mistake.
+        let time = patience.min(deadline.remaining()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(&to, time) {
             Err(e) if e.kind() == io::ErrorKind::TimedOut && deadline.remaining() > FIRST_PATIENCE => {
                 patience *= 2
             }
@@ -217,7 +219,7 @@ fn connect_host(shared: &Shared, plan: &Plan) -> Result<(), NetError> {
 
 /// Keeps an interface of the calling thread's namespace without IPv6, or all of them, by their name in /proc.
 pub(crate) fn disable_ipv6(link: &str) -> io::Result<()> {
-    match fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
+    match switch_on(&format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6")) {
         // A kernel without IPv6.
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -92,7 +92,10 @@ fn a_pool_in_use_is_refused_before_anything_is_done() {
     on_scratch_host(|host| {
         run("ip", &["link", "add", "lan0", "type", "bridge"]);
         run("ip", &["address", "add", "198.19.77.1/24", "dev", "lan0"]);
+        // An IPv6 address would still be changing its state while the test looks.
+        std::fs::write("/proc/sys/net/ipv6/conf/lan0/disable_ipv6", "1").unwrap();
         run("ip", &["link", "set", "lan0", "up"]);
+        run("ip", &["route", "add", "128.0.0.0/1", "dev", "lan0"]);
         let before = host.state();
         let mut undo = host.undo();
         let spec = HostNetSpec::new(host.id.clone(), host.netns_dir());

@@ -7,7 +7,7 @@ mod net;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use common::{on_scratch_host, run, within_path};
+use common::{eventually, on_scratch_host, run, within_new_namespace, within_path};
 use net::{LIMIT, open, removed, spec};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
@@ -31,7 +31,7 @@ fn fifty_slots_in_turn_leave_the_host_as_it_was() {
             let slot = net.slot(spec(index), &mut undo).unwrap();
             makes.push(start.elapsed());
             let with_slot = run("ip", &["-o", "link", "show", "dev", slot.link()]);
-            assert!(with_slot.contains("state UP"), "{with_slot}");
+            assert!(with_slot.contains(",UP,LOWER_UP>"), "{with_slot}");
             let start = Instant::now();
             removed(undo);
             removals.push(start.elapsed());
@@ -144,6 +144,33 @@ fn connect_reaches_a_port_of_the_guest() {
 }
 
 #[test]
+fn connect_asks_anew_when_a_packet_is_lost() {
+    on_scratch_host(|host| {
+        let (mut host_undo, mut undo) = (host.undo(), host.undo());
+        let slot = open(host, &mut host_undo).slot(spec(1), &mut undo).unwrap();
+        let _listener = within_path(slot.netns(), || {
+            run("ip", &["address", "add", "169.254.0.21/32", "dev", "lo"]);
+            run("nft", &["add set inet wrenn asked { type inet_service; flags dynamic; size 99; }"]);
+            run("nft", &["add chain inet wrenn lossy { type filter hook input priority -1; }"]);
+            run("nft", &["add rule inet wrenn lossy tcp dport 49983 add @asked { tcp sport } drop"]);
+            TcpListener::bind("169.254.0.21:49983").unwrap()
+        });
+        std::thread::scope(|scope| {
+            let ours = scope.spawn(|| slot.connect(49983, LIMIT));
+            within_path(slot.netns(), || {
+                // One port is one attempt; what TCP itself repeats has the same.
+                let ports = || run("nft", &["list set inet wrenn asked"]).matches(',').count() + 1;
+                eventually("a second attempt", || ports() >= 2);
+                run("nft", &["flush chain inet wrenn lossy"]);
+            });
+            ours.join().unwrap().unwrap();
+        });
+        removed(undo);
+        removed(host_undo);
+    });
+}
+
+#[test]
 fn connecting_to_a_silent_guest_ends_in_time() {
     on_scratch_host(|host| {
         let (mut host_undo, mut undo) = (host.undo(), host.undo());
@@ -206,6 +233,20 @@ fn an_undo_finds_parts_gone_already() {
 }
 
 #[test]
+fn the_host_is_where_it_was_opened_whoever_calls() {
+    on_scratch_host(|host| {
+        let (mut host_undo, mut undo) = (host.undo(), host.undo());
+        let net = open(host, &mut host_undo);
+        let before = host.state();
+        let slot = within_new_namespace(|| net.slot(spec(1), &mut undo).unwrap());
+        assert!(run("ip", &["link"]).contains(slot.link()));
+        within_new_namespace(|| removed(undo));
+        assert_eq!(host.state(), before);
+        removed(host_undo);
+    });
+}
+
+#[test]
 fn a_dropped_list_removes_the_slot() {
     on_scratch_host(|host| {
         let (mut host_undo, mut undo) = (host.undo(), host.undo());
@@ -246,7 +287,7 @@ fn a_private_copy_of_the_mount_does_not_keep_the_namespace() {
             });
             copied.wait();
             removed(undo);
-            common::eventually("the namespace's end", || !run("ip", &["link"]).contains("canary"));
+            eventually("the namespace's end", || !run("ip", &["link"]).contains("canary"));
             go_on.wait();
         });
         removed(host_undo);
