@@ -1,2 +1,77 @@
-//! The `wrenn` command.
-fn main() {}
+//! The `wrenn` command: makes what sandboxes are made of.
+//!
+//! ```text
+//! wrenn image build debian              a minimal Debian, from the machine's own package sources
+//! wrenn image build NAME --from PATH    any directory, or tar archive (plain, gzip, zstd)
+//! wrenn image ls
+//! wrenn guest build                     the kernel and the initramfs that all sandboxes boot
+//! ```
+//!
+//! Everything is built under a staging name and appears whole or not at all. An interrupted build (Ctrl-C, SIGTERM)
+//! removes what it staged; what a killed one leaves is swept by the next command.
+#![deny(unsafe_code)]
+
+mod build;
+mod guest;
+mod image;
+mod interrupt;
+mod progress;
+#[allow(unsafe_code)]
+mod sys;
+mod tool;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// MicroVM sandboxes: images and guests.
+#[derive(Debug, Parser)]
+#[command(name = "wrenn", version)]
+struct Cli {
+    /// Where images and guest files are kept.
+    #[arg(long, global = true, env = "WRENN_DATA", default_value = "/var/lib/wrenn", value_name = "DIR")]
+    data: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Root file systems.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// The kernel and the initramfs that all sandboxes boot.
+    #[command(subcommand)]
+    Guest(guest::GuestCommand),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    let cli = Cli::parse();
+    let result = interrupt::install().and_then(|()| match cli.command {
+        Command::Image(command) => image::run(&cli.data, command),
+        Command::Guest(command) => guest::run(&cli.data, command),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and what caused it, one line each.
+fn report(error: &dyn Error) {
+    eprintln!("wrenn: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+}
