@@ -61,15 +61,20 @@ fn every_answer_to_a_valid_request_is_one_the_description_lists() {
         // Routes that the monitor does not serve as well: a refusal has its form too.
         for (template, operations) in &spec.paths {
             for (method, operation) in operations {
-                let bodies = match spec.body(operation) {
+                let bodies: Vec<String> = match spec.body(operation) {
                     Some(schema) => spec.bodies(schema).iter().map(Value::to_string).collect(),
                     None => vec![String::new()],
                 };
                 asked += bodies.len();
-                for body in bodies {
-                    // One for each: a refused snapshot may end a monitor, as it does end Firecracker.
-                    fresh(async |process| ask(&spec, process, method, &concrete(template), &body).await)
-                        .await;
+                // A refused snapshot may end a monitor, as it does end Firecracker: then each gets its own.
+                let at_once = if template == "/snapshot/load" { 1 } else { bodies.len() };
+                for bodies in bodies.chunks(at_once) {
+                    fresh(async |process| {
+                        for body in bodies {
+                            ask(&spec, process, method, &concrete(template), body).await;
+                        }
+                    })
+                    .await;
                 }
             }
         }
@@ -86,7 +91,7 @@ fn every_offered_route_refuses_what_does_not_conform() {
             let (_, operation) = spec.route(method, &path).unwrap();
             let Some(schema) = spec.body(operation) else { continue };
             let minimal = spec.minimal(schema);
-            let mut refused = vec![String::new(), "{".into(), "[]".into(), "null".into(), "\"text\"".into()];
+            let mut refused = vec![String::new(), "{".into(), "null".into(), "\"text\"".into()];
             let mut unknown = minimal.clone();
             unknown["no_such_field"] = json!(1);
             refused.push(unknown.to_string());
