@@ -10,10 +10,14 @@ export WRENN_DATA ?= $(CURDIR)/.wrenn/data
 # nextest's profile: default or ci.
 PROFILE ?= default
 
+BUILT := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TARGET := x86_64-unknown-linux-gnu
 # Static and not position independent: the agent runs in an empty initramfs, the monitor's start is what resume waits
 # for. Given by environment to one command, so that plain builds keep their own flags and artifacts.
 STATIC := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+
+# The static one, unless another is chosen (for example Firecracker).
+export WRENN_MONITOR ?= $(BUILT)/$(TARGET)/debug/wrenn-monitor
 
 .PHONY: help setup build image quickstart test test-programs lab fmt check clean-lab
 
@@ -32,11 +36,12 @@ setup:
 	@echo "==> Setup: looking for what is missing"
 	@scripts/setup --test --check
 
+# With the examples, so that features are resolved as they are for the tests: nothing is compiled twice.
 build:
 	@echo "==> Setup: looking for what is missing"
 	@scripts/setup
 	@echo "==> Build: workspace"
-	@cargo build --workspace
+	@cargo build --workspace --bins --examples
 	@echo "==> Build: static agent and monitor"
 	@$(STATIC) cargo build --target $(TARGET) -p wrenn-agent -p wrenn-monitor
 
@@ -44,10 +49,8 @@ image: build
 	@scripts/image
 
 quickstart: image
-	@echo "==> Quickstart: building the example"
-	@cargo build --example quickstart
-	@echo "==> Quickstart: running it"
-	@WRENN_LAB=$$(lab/own-kvm && echo never || echo always) lab/lab with -- cargo run --quiet --example quickstart
+	@echo "==> Quickstart"
+	@lab/lab with -- env WRENN_LAB=$$(lab/own-kvm && echo never || echo always) lab/runner $(BUILT)/debug/examples/quickstart
 
 test: image
 	@scripts/setup --test

@@ -26,7 +26,12 @@ HERE = "/run/wrenn-lab"
 CGROUPS = "/sys/fs/cgroup/lab"
 DATA = "/scratch/data"
 OPTIONS_9P = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
-SYSCTLS = {"vm/unprivileged_userfaultfd": "1", "kernel/printk": "4"}
+# rcu_expedited: emulated CPUs are slow to pass a grace period, and every namespace or device that goes waits for one.
+SETTINGS = {
+    "/proc/sys/vm/unprivileged_userfaultfd": "1",
+    "/proc/sys/kernel/printk": "4",
+    "/sys/kernel/rcu_expedited": "1",
+}
 KVM_CREATE_VM, KVM_CREATE_VCPU = 0xAE01, 0xAE41
 
 
@@ -77,7 +82,7 @@ def mount_everything(config):
 
 
 def offer_modules(root):
-    """Lets the kernel load what it asks for: the machine has no /lib/modules for this kernel, so a wrapper says where."""
+    """Lets the kernel load what it asks for: the machine has no /lib/modules for it, so a wrapper says where."""
     wrapper = f"{HERE}/modprobe"
     write(wrapper, f'#!/bin/sh\nexec /sbin/modprobe -d {shlex.quote(root)} "$@"\n')
     os.chmod(wrapper, 0o755)
@@ -298,8 +303,8 @@ def main():
     note("inside.py runs")
     mount_everything(config)
     note("mounted")
-    for name, value in SYSCTLS.items():
-        write(f"/proc/sys/{name}", value)
+    for path, value in SETTINGS.items():
+        write(path, value)
     set_up_network()
     note("network is up")
     held = hold_a_machine()

@@ -1,9 +1,9 @@
 """The QEMU process: up, down, status.
 
-State is one file, written when QEMU starts and again when the lab is ready. It names QEMU by pid *and* start time, so a
-file left by a crash or a reboot never names somebody else's process. `up` and `down` hold a file lock throughout: of two
-callers at once one boots, the other finds it booted; and a lab that is not ready when the lock is free belongs to a
-caller that was killed, and is ended.
+State is one file, written when QEMU starts and again when the lab is ready. It names QEMU by pid *and* start time, so
+a file left by a crash or a reboot never names somebody else's process. `up` and `down` hold a file lock throughout: of
+two callers at once one boots, the other finds it booted; and a lab that is not ready when the lock is free belongs to
+a caller that was killed, and is ended.
 """
 
 import contextlib

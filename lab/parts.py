@@ -104,7 +104,8 @@ def fetch_busybox():
 def unpack(package, target):
     with tempfile.TemporaryDirectory(dir=HOME, prefix=".deb-") as place:
         # As root apt drops to a user that may not write here; there is nothing to protect in a download.
-        run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, what=f"fetching {package}", cwd=place)
+        download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package]
+        run(*download, what=f"fetching {package}", cwd=place)
         (deb,) = glob.glob(f"{place}/*.deb")
         run("dpkg-deb", "-x", deb, target, what=f"unpacking {package}")
 
@@ -161,7 +162,8 @@ def make_initramfs(target, config, root, version):
 
 
 def pack(tree, target):
-    names = [os.path.relpath(os.path.join(at, name), tree) for at, dirs, files in os.walk(tree) for name in dirs + files]
+    found = [os.path.join(at, name) for at, directories, files in os.walk(tree) for name in directories + files]
+    names = [os.path.relpath(path, tree) for path in found]
     with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         try:
             subprocess.run(

@@ -90,7 +90,8 @@ class Exec(unittest.TestCase):
         self.assertTrue(until(lambda: not alive("sleep 4321")))
 
     def test_sigterm_is_passed_on(self):
-        process = start("exec", "--", "sh", "-c", "trap 'echo caught; exit 3' TERM; echo on; while :; do sleep 0.1; done")
+        script = "trap 'echo caught; exit 3' TERM; echo on; while :; do sleep 0.1; done"
+        process = start("exec", "--", "sh", "-c", script)
         self.assertEqual(process.stdout.readline(), "on\n")
         process.terminate()
         out, _ = process.communicate(timeout=60)
@@ -146,7 +147,10 @@ class Exec(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout.splitlines()), (0, expected), done.stderr)
 
     def test_kvm_makes_machines(self):
-        script = "import fcntl, os; k = os.open('/dev/kvm', os.O_RDWR); m = fcntl.ioctl(k, 0xAE01, 0); print(fcntl.ioctl(m, 0xAE41, 0) > m)"
+        script = (
+            "import fcntl, os; kvm = os.open('/dev/kvm', os.O_RDWR); machine = fcntl.ioctl(kvm, 0xAE01, 0);"
+            "print(fcntl.ioctl(machine, 0xAE41, 0) > machine)"
+        )
         self.assertEqual(lab("exec", "--", "/usr/bin/python3", "-c", script).stdout, "True\n")
 
 
@@ -230,7 +234,10 @@ class Life(unittest.TestCase):
             file.write(text)
 
     def check_image(self, text):
-        script = f"f=/scratch/data/images/x/rootfs.ext4; stat -c %s $f; du -k $f | cut -f1; dd if=$f bs=1M skip=32 status=none | head -c {len(text)}"
+        script = (
+            "f=/scratch/data/images/x/rootfs.ext4; stat -c %s $f; du -k $f | cut -f1;"
+            f"dd if=$f bs=1M skip=32 status=none | head -c {len(text)}"
+        )
         done = lab("exec", "--", "sh", "-c", script, env=self.env)
         size, used, found = done.stdout.splitlines()
         self.assertEqual((int(size), found), (1 << 26, text))
