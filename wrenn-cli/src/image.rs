@@ -64,9 +64,14 @@ fn build_image(data: &Path, args: &BuildArgs) -> Result<(), BuildError> {
             if args.from.is_some() {
                 return Err(ImageError::AlreadyRegistered { name: args.name.clone() }.into());
             }
-            eprintln!("wrenn: image {} is there ({}); --force makes it anew", image.name, image.details.source);
+            eprintln!(
+                "wrenn: image {} is there ({}); --force makes it anew",
+                image.name, image.details.source
+            );
         }
-        Err(error) if !args.force && !matches!(error, ImageError::NotFound { .. }) => return Err(error.into()),
+        Err(error) if !args.force && !matches!(error, ImageError::NotFound { .. }) => {
+            return Err(error.into());
+        }
         _ => make(&registry, args)?,
     }
     if args.no_guest { Ok(()) } else { guest::ensure(data, &args.guest) }
@@ -93,7 +98,10 @@ fn make(registry: &ImageRegistry, args: &BuildArgs) -> Result<(), BuildError> {
         None if args.name.as_str() == DEBIAN => {
             build::bootstrap(&tree, &scratch, &args.include)?;
             build::make_ext4(&tree, &staged.rootfs(), size)?;
-            std::iter::once("Debian bookworm, minimal").chain(args.include.iter().map(String::as_str)).collect::<Vec<_>>().join(" + ")
+            std::iter::once("Debian bookworm, minimal")
+                .chain(args.include.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join(" + ")
         }
         None => return Err(BuildError::NoRecipe { name: args.name.to_string() }),
     };

@@ -83,7 +83,9 @@ pub(crate) fn watch_dir(dir: &Path) -> Watched {
 }
 
 /// Starts a tool such that an interrupt ends it: none can come between its start and its being known.
-pub(crate) fn watch_tool<T>(start: impl FnOnce() -> std::io::Result<(T, Pid)>) -> std::io::Result<(T, Watched)> {
+pub(crate) fn watch_tool<T>(
+    start: impl FnOnce() -> std::io::Result<(T, Pid)>,
+) -> std::io::Result<(T, Watched)> {
     let mut running = running();
     let (tool, group) = start()?;
     running.tool = Some(group);

@@ -110,7 +110,8 @@ impl Tool {
         let status = child.wait();
         drop(watched);
         let status = status.map_err(BuildError::io("wait for", name))?;
-        let output = reader.join().unwrap_or_else(|_| Ok(Vec::new())).map_err(BuildError::io("read from", name))?;
+        let output =
+            reader.join().unwrap_or_else(|_| Ok(Vec::new())).map_err(BuildError::io("read from", name))?;
         if status.success() {
             return Ok(output);
         }

@@ -29,7 +29,8 @@ impl Agent {
     /// # Errors
     /// [`BuildError::NoAgent`], or [`BuildError::BadAgent`] for what could not run as a guest's first process.
     pub(crate) fn find(explicit: Option<&Path>) -> Result<Self, BuildError> {
-        let named = explicit.map(PathBuf::from).or_else(|| std::env::var_os("WRENN_AGENT").map(PathBuf::from));
+        let named =
+            explicit.map(PathBuf::from).or_else(|| std::env::var_os("WRENN_AGENT").map(PathBuf::from));
         let candidates = match named {
             Some(path) => vec![path],
             None => candidates(&std::env::current_exe().unwrap_or_default()),
@@ -46,24 +47,23 @@ impl Agent {
     fn load(path: &Path) -> Result<Self, BuildError> {
         let file = fs::read(path).map_err(BuildError::io("read", path))?;
         let digest = Digest::of(&file[..], &mut |_| ()).map_err(BuildError::io("read", path))?;
-        let program = loadable(&file)
-            .map_err(|reason| BuildError::BadAgent { path: path.to_owned(), reason })?;
+        let program =
+            loadable(&file).map_err(|reason| BuildError::BadAgent { path: path.to_owned(), reason })?;
         Ok(Self { digest, program })
     }
 }
 
-/// Where an agent may lie that belongs to the program `exe`: beside it, or where Cargo puts it.
+/// Where an agent may lie that belongs to the program `exe`: where Cargo puts a static one, or beside it.
+///
+/// Beside it comes last: in a Cargo target directory that is a dynamically linked one, made for tests.
 fn candidates(exe: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let Some(dir) = exe.parent() else { return found };
-    found.push(dir.join(NAME));
+    let Some(dir) = exe.parent() else { return Vec::new() };
     // target/debug/wrenn -> target/TARGET/debug/wrenn-agent; a test's program lies one deeper, in deps/.
-    for dir in [Some(dir), dir.parent()].into_iter().flatten() {
-        if let (Some(target), Some(profile)) = (dir.parent(), dir.file_name()) {
-            found.push(target.join(TARGET).join(profile).join(NAME));
-        }
-    }
-    found
+    let profiles = [Some(dir), dir.parent()].into_iter().flatten();
+    profiles
+        .filter_map(|profile| Some(profile.parent()?.join(TARGET).join(profile.file_name()?).join(NAME)))
+        .chain([dir.join(NAME)])
+        .collect()
 }
 
 /// The part of a static x86-64 program that the kernel loads, as a program of its own.
@@ -85,11 +85,8 @@ fn loadable(file: &[u8]) -> Result<Vec<u8>, &'static str> {
         .iter()
         .map(|segment| segment.p_offset(endian).saturating_add(segment.p_filesz(endian)))
         .fold(table_end, u64::max);
-    let mut program = usize::try_from(end)
-        .ok()
-        .and_then(|end| file.get(..end))
-        .ok_or("it is truncated")?
-        .to_vec();
+    let mut program =
+        usize::try_from(end).ok().and_then(|end| file.get(..end)).ok_or("it is truncated")?.to_vec();
     let (header, _) =
         object::from_bytes_mut::<FileHeader64<LittleEndian>>(&mut program).map_err(|()| "it is truncated")?;
     header.e_shoff.set(LittleEndian, 0);
@@ -107,8 +104,8 @@ mod tests {
     #[test]
     fn candidates_follow_cargo_and_installations() {
         let found = candidates(Path::new("/x/target/debug/wrenn"));
-        assert_eq!(found[0], Path::new("/x/target/debug/wrenn-agent"));
-        assert!(found.contains(&"/x/target/x86_64-unknown-linux-gnu/debug/wrenn-agent".into()));
+        assert_eq!(found[0], Path::new("/x/target/x86_64-unknown-linux-gnu/debug/wrenn-agent"));
+        assert_eq!(found.last().unwrap(), Path::new("/x/target/debug/wrenn-agent"));
         let found = candidates(Path::new("/x/target/debug/deps/test-123"));
         assert!(found.contains(&"/x/target/x86_64-unknown-linux-gnu/debug/wrenn-agent".into()));
     }
@@ -132,7 +129,8 @@ mod tests {
         let (source, program) = (dir.path().join("a.c"), dir.path().join("a"));
         fs::write(&source, "int main(void) { return 42; }\n").unwrap();
         #[allow(clippy::disallowed_methods, reason = "a test")]
-        let run = |program: &Path, args: &[&str]| std::process::Command::new(program).args(args).status().unwrap();
+        let run =
+            |program: &Path, args: &[&str]| std::process::Command::new(program).args(args).status().unwrap();
         let (source, output) = (source.to_str().unwrap(), program.to_str().unwrap());
         assert!(run(Path::new("cc"), &["-static", "-g", "-o", output, source]).success());
         let whole = fs::read(&program).unwrap();

@@ -35,7 +35,8 @@ pub(crate) fn bootstrap(root: &Path, scratch: &Path, extra: &[String]) -> Result
     require_root("making a Debian image")?;
     let step = Step::begin(format!("installing Debian {}", sources::RELEASE));
     let sources = Sources::of_this_machine(&step)?;
-    let packages = std::iter::once(PACKAGES).chain(extra.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
+    let packages =
+        std::iter::once(PACKAGES).chain(extra.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
     let mut tool = Tool::find("mmdebstrap", "mmdebstrap")?
         .args(["--mode=root", "--variant=apt", "--format=directory"])
         .arg(option("--include", packages))

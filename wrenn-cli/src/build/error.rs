@@ -16,7 +16,9 @@ pub(crate) enum BuildError {
     ToolFailed { tool: &'static str, status: ExitStatus, said: String },
     #[error("{what} needs root")]
     NotRoot { what: &'static str },
-    #[error("apt knows no package {package}: run `apt-get update`, or name the package's file with --kernel-deb")]
+    #[error(
+        "apt knows no package {package}: run `apt-get update`, or name the package's file with --kernel-deb"
+    )]
     UnknownPackage { package: String },
     #[error("an image {name} cannot be made from nothing: say from what with --from, or build `debian`")]
     NoRecipe { name: String },

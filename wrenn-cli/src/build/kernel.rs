@@ -144,7 +144,8 @@ struct Offer {
 
 impl Offer {
     fn ask(package: &str, step: &Step) -> Result<Self, BuildError> {
-        let answer = Tool::find("apt-get", "apt")?.args(["-q", "download", "--print-uris", package]).run(step)?;
+        let answer =
+            Tool::find("apt-get", "apt")?.args(["-q", "download", "--print-uris", package]).run(step)?;
         Self::parse(&String::from_utf8_lossy(&answer))
             .ok_or_else(|| BuildError::UnknownPackage { package: package.to_owned() })
     }

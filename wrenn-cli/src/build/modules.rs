@@ -88,7 +88,8 @@ impl Tree {
             .get(name)
             .ok_or_else(|| BuildError::NoModule { path: self.dir.clone(), module: name.to_owned() })?;
         let content = read_module(path)?;
-        let depends = depends(&content).map_err(|source| BuildError::BadModule { path: path.clone(), source })?;
+        let depends =
+            depends(&content).map_err(|source| BuildError::BadModule { path: path.clone(), source })?;
         for other in depends {
             self.load(&other)?;
         }
@@ -120,7 +121,11 @@ fn read_module(path: &Path) -> Result<Vec<u8>, BuildError> {
 /// The names that a module's `.modinfo` lists as `depends=a,b`.
 fn depends(module: &[u8]) -> Result<Vec<String>, object::Error> {
     let file = object::File::parse(module)?;
-    let info = file.section_by_name_bytes(b".modinfo").map(|section| section.data()).transpose()?.unwrap_or_default();
+    let info = file
+        .section_by_name_bytes(b".modinfo")
+        .map(|section| section.data())
+        .transpose()?
+        .unwrap_or_default();
     Ok(info
         .split(|byte| *byte == 0)
         .filter_map(|field| field.strip_prefix(b"depends="))

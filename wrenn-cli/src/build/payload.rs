@@ -41,7 +41,9 @@ pub(crate) fn extract_elf(image: &Path, elf: &Path) -> Result<u64, BuildError> {
 
 /// The compressed kernel within a bzImage.
 fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
-    let word = |at: usize| image.get(at..at + 4).map(|bytes| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)));
+    let word = |at: usize| {
+        image.get(at..at + 4).map(|bytes| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)))
+    };
     if image.get(0x202..0x206) != Some(b"HdrS") {
         return Err("it is neither an ELF file nor a bzImage");
     }
@@ -59,16 +61,23 @@ fn payload(image: &[u8]) -> Result<&[u8], &'static str> {
     range.and_then(|(start, end)| image.get(start..end)).ok_or("it is truncated")
 }
 
-/// A reader of what is compressed in `data`, by whatever its magic number says. What follows it is ignored: kernels
-/// have their unpacked size there.
+/// A reader of what is compressed in `data`, by whatever its magic number says.
+///
+/// Kernels have their unpacked size behind it, in four bytes. Only lz4's old format, which kernels use, has no end of its
+/// own that would keep them apart.
 pub(super) fn decompress(data: &[u8]) -> Result<Box<dyn Read + '_>, String> {
     Ok(match data {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::GzDecoder::new(data)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Box::new(liblzma::bufread::XzDecoder::new(data)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(
-            zstd::Decoder::with_buffer(BufReader::new(data)).map_err(|error| error.to_string())?.single_frame(),
+            zstd::Decoder::with_buffer(BufReader::new(data))
+                .map_err(|error| error.to_string())?
+                .single_frame(),
         ),
-        [0x02, 0x21, 0x4c, 0x18, ..] => return Err(unsupported("lz4")),
+        [0x02, 0x21, 0x4c, 0x18, stream @ ..] => {
+            let end = data.len() - stream.len().min(4);
+            Box::new(lz4_flex::frame::FrameDecoder::new(&data[..end]))
+        }
         [0x5d, 0, 0, ..] => return Err(unsupported("lzma")),
         [b'B', b'Z', b'h', ..] => return Err(unsupported("bzip2")),
         [0x89, b'L', b'Z', b'O', ..] => return Err(unsupported("lzo")),
@@ -77,7 +86,9 @@ pub(super) fn decompress(data: &[u8]) -> Result<Box<dyn Read + '_>, String> {
 }
 
 fn unsupported(method: &str) -> String {
-    format!("it is compressed with {method}; gzip, xz and zstd can be unpacked here, or give an uncompressed vmlinux")
+    format!(
+        "it is compressed with {method}; gzip, lz4, xz and zstd can be unpacked here, or give an uncompressed vmlinux"
+    )
 }
 
 #[cfg(test)]
@@ -117,14 +128,21 @@ mod tests {
 
     #[test]
     fn the_elf_comes_out_whatever_it_was_packed_with() {
-        let elf: Vec<u8> = b"\x7fELF".iter().copied().chain((0..100_000_u32).flat_map(u32::to_le_bytes)).collect();
+        let elf: Vec<u8> =
+            b"\x7fELF".iter().copied().chain((0..100_000_u32).flat_map(u32::to_le_bytes)).collect();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&elf).unwrap();
         let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
         xz.write_all(&elf).unwrap();
-        for mut packed in
-            [gzip.finish().unwrap(), xz.finish().unwrap(), zstd::encode_all(&elf[..], 1).unwrap()]
-        {
+        let legacy = lz4_flex::frame::FrameInfo::new().legacy_frame(true);
+        let mut lz4 = lz4_flex::frame::FrameEncoder::with_frame_info(legacy, Vec::new());
+        lz4.write_all(&elf).unwrap();
+        for mut packed in [
+            gzip.finish().unwrap(),
+            lz4.finish().unwrap(),
+            xz.finish().unwrap(),
+            zstd::encode_all(&elf[..], 1).unwrap(),
+        ] {
             // The kernel's build appends the unpacked size.
             packed.extend_from_slice(&(elf.len() as u32).to_le_bytes());
             assert!(extract(&bz_image(&packed)).unwrap() == elf);
@@ -145,7 +163,8 @@ mod tests {
         let mut cut = bz_image(b"\x1f\x8b");
         cut[0x24c] = 200;
         refused(&cut, "truncated");
-        refused(&bz_image(&[0x02, 0x21, 0x4c, 0x18, 0]), "lz4");
+        refused(&bz_image(b"\x89LZO"), "lzo");
+        refused(&bz_image(&[0x02, 0x21, 0x4c, 0x18, 0]), "payload");
         refused(&bz_image(b"nothing known"), "unknown");
         refused(&bz_image(&zstd::encode_all(&b"not an elf"[..], 1).unwrap()), "not an ELF");
         let mut old = bz_image(b"");

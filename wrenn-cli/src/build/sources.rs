@@ -49,8 +49,9 @@ impl Sources {
     pub(crate) fn of_this_machine(step: &Step) -> Result<Self, BuildError> {
         let format = "$(CREATED_BY)|$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(COMPONENT)|$(ORIGIN)";
         let targets = Tool::find("apt-get", "apt")?.args(["indextargets", "--format", format]).run(step)?;
-        let settings =
-            Tool::find("apt-config", "apt")?.args(["dump", "--format", "%F \"%v\"%n", "Acquire"]).run(step)?;
+        let settings = Tool::find("apt-config", "apt")?
+            .args(["dump", "--format", "%F \"%v\"%n", "Acquire"])
+            .run(step)?;
         let signed_by = Path::new(KEYRING).exists().then_some(KEYRING);
         Ok(Self {
             lines: source_lines(&String::from_utf8_lossy(&targets), signed_by),
@@ -104,10 +105,13 @@ Packages|http://mirror/debian/|trixie|trixie|main|Debian
 Packages|http://mirror/ubuntu/|bookworm|bookworm|main|Ubuntu
 nonsense
 ";
-        assert_eq!(source_lines(targets, Some("/k.gpg")), [
-            "deb [signed-by=/k.gpg] http://mirror/debian-security/ bookworm-security main",
-            "deb [signed-by=/k.gpg] http://mirror/debian/ oldstable main contrib",
-        ]);
+        assert_eq!(
+            source_lines(targets, Some("/k.gpg")),
+            [
+                "deb [signed-by=/k.gpg] http://mirror/debian-security/ bookworm-security main",
+                "deb [signed-by=/k.gpg] http://mirror/debian/ oldstable main contrib",
+            ]
+        );
         let never_updated = "Packages|http://mirror/debian/|bookworm|$(CODENAME)|main|$(ORIGIN)\n";
         assert_eq!(source_lines(never_updated, None), ["deb http://mirror/debian/ bookworm main"]);
     }
@@ -124,9 +128,9 @@ nonsense
         let dump = "Acquire \"\"\nAcquire::http::Proxy \"http://proxy:3128\"\nAcquire::http \"\"\n\
                     Acquire::https::CaInfo \"\"\nAcquire::Check-Valid-Until \"false\"\nAcquire::cdrom::mount \"/x\"\n\
                     Acquire::Languages:: \"none\"\n";
-        assert_eq!(useful_settings(dump), [
-            "Acquire::http::Proxy \"http://proxy:3128\"",
-            "Acquire::Check-Valid-Until \"false\"",
-        ]);
+        assert_eq!(
+            useful_settings(dump),
+            ["Acquire::http::Proxy \"http://proxy:3128\"", "Acquire::Check-Valid-Until \"false\"",]
+        );
     }
 }
