@@ -8,9 +8,10 @@ import socket
 import sys
 import threading
 
+import data
 import machine
 import wire
-from paths import DATA, LabError
+from paths import COPIED, DATA, LAB, LabError, number
 
 # What of the caller's environment means something in the lab.
 KEEP = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "COLUMNS", "NO_COLOR", "LD_LIBRARY_PATH"}
@@ -50,23 +51,31 @@ def lost(state, how):
 
 
 def copy_data(state):
-    """Brings images and guest files that are new or changed to the lab's scratch disk; answers their names."""
-    if not os.path.isdir(DATA):
-        return []
-    with connect(state, {"op": "data"}) as sock:
-        frame = wire.receive(sock)
-    if frame is None:
-        raise lost(state, "the connection ended")
-    kind, payload = frame
-    if kind != wire.EXIT:
-        raise LabError(f"copying {DATA} to the lab: {json.loads(payload)}")
-    return json.loads(payload)["copied"]
+    """Brings images and guest files that are new or changed to the lab's scratch disk."""
+    copied = {"token": state["token"], "files": [[path, *signature] for path, signature in data.listing(DATA)]}
+    with contextlib.suppress(OSError, ValueError), open(COPIED, encoding="utf-8") as file:
+        if json.load(file) == copied:
+            return  # a command in the lab is dear: none to learn that there is nothing to do
+    if not copied["files"]:
+        return
+    command = ["/usr/bin/python3", "-I", f"{LAB}/data.py", DATA, INSIDE["WRENN_DATA"]]
+    status = execute(state, command, number("WRENN_LAB_COPY_LIMIT", 600), False, cwd="/")
+    if status != 0:
+        raise LabError(f"copying {DATA} to the lab failed (status {status})")
+    with open(COPIED, "w", encoding="utf-8") as file:
+        json.dump(copied, file)
 
 
-def execute(state, command, limit, stdin):
+def execute(state, command, limit, stdin, cwd=None):
     """Runs one command; answers its exit status (128 + n for signal n)."""
-    request = {"op": "exec", "command": command, "cwd": os.getcwd(), "env": environment(), "stdin": stdin}
+    request = {"op": "exec", "command": command, "cwd": cwd or os.getcwd(), "env": environment(), "stdin": stdin}
     sock = connect(state, request)
+    with contextlib.ExitStack() as stack:
+        return converse(state, sock, command, limit, stdin, stack)
+
+
+def converse(state, sock, command, limit, stdin, stack):
+    stack.callback(sock.close)
     cut_off = threading.Event()
     sending = threading.RLock()  # the input's thread and signal handlers write to one socket
     status_if_cut = [LIMIT_STATUS]
@@ -87,14 +96,13 @@ def execute(state, command, limit, stdin):
             wire.send_json(sock, wire.SIGNAL, number)
 
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(name, pass_on)
-    after(limit, out_of_time)
+        stack.callback(signal.signal, name, signal.signal(name, pass_on))
+    stack.callback(after(limit, out_of_time).cancel)
     if stdin:
         threading.Thread(target=feed, args=(sock, sending), daemon=True).start()
     try:
         ended = relay(sock)
     except BrokenPipeError:  # whoever read our output has gone; dropping the connection ends the command
-        sock.close()
         return 128 + signal.SIGPIPE
     if ended is None and cut_off.is_set():
         return status_if_cut[0]
@@ -110,6 +118,7 @@ def after(seconds, action):
     timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def relay(sock):

@@ -24,7 +24,6 @@ import wire  # noqa: E402  (its directory is only known now: -I keeps it off the
 
 HERE = "/run/wrenn-lab"
 CGROUPS = "/sys/fs/cgroup/lab"
-DATA = "/scratch/data"
 OPTIONS_9P = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
 # rcu_expedited: emulated CPUs are slow to pass a grace period, and every namespace or device that goes waits for one.
 SETTINGS = {
@@ -115,7 +114,6 @@ class Service:
     def __init__(self, config):
         self.config = config
         self.lock = threading.Lock()
-        self.copying = threading.Lock()
         self.sessions = 0
         self.last_use = time.monotonic()
         self.number = 0
@@ -145,7 +143,7 @@ class Service:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.answer(connection, number)
-        except OSError as error:
+        except (OSError, ValueError, KeyError) as error:
             print(f"wrenn-lab: session {number}: {error}", flush=True)
         finally:
             connection.close()
@@ -163,12 +161,7 @@ class Service:
             wire.send_json(connection, wire.FAULT, "wrong token: the state file belongs to another lab")
             return
         connection.settimeout(None)
-        if request["op"] == "data":
-            with self.copying:
-                copied = copy_data(self.config["data"])
-            wire.send_json(connection, wire.EXIT, {"copied": copied})
-        else:
-            Command(connection, request, f"{CGROUPS}/{number}").run()
+        Command(connection, request, f"{CGROUPS}/{number}").run()
 
 
 class Command:
@@ -271,31 +264,6 @@ class Command:
         return left
 
 
-def copy_data(source):
-    """Copies images and guest files that changed from the machine to the scratch disk; answers their names."""
-    copied = []
-    for part in ("images", "guest"):
-        for directory, _, files in os.walk(f"{source}/{part}"):
-            target = os.path.join(DATA, os.path.relpath(directory, source))
-            os.makedirs(target, exist_ok=True)
-            for name in files:
-                if copy_file(os.path.join(directory, name), os.path.join(target, name)):
-                    copied.append(os.path.relpath(os.path.join(directory, name), source))
-    return copied
-
-
-def copy_file(source, target):
-    new = os.stat(source)
-    if os.path.exists(target):
-        old = os.stat(target)
-        if (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns):
-            return False
-    part = f"{target}.part"
-    run("cp", "--sparse=always", "--preserve=mode,timestamps", source, part)
-    os.rename(part, target)
-    return True
-
-
 def main():
     with open(f"{HERE}/config.json", encoding="utf-8") as file:
         config = json.load(file)
@@ -309,7 +277,6 @@ def main():
     note("network is up")
     held = hold_a_machine()
     os.makedirs(CGROUPS)
-    os.makedirs(DATA)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     service = os.fork()
     if service == 0:

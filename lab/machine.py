@@ -140,7 +140,7 @@ def boot():
     parts.make_initramfs(
         INITRAMFS,
         {
-            "token": token, "port": port, "shares": shares, "modules_root": root, "data": DATA,
+            "token": token, "port": port, "shares": shares, "modules_root": root,
             "idle_seconds": 60 * number("WRENN_LAB_IDLE_MINUTES", 120),
         },
         root, version,
