@@ -46,11 +46,13 @@ build:
 	@$(STATIC) cargo build --target $(TARGET) -p wrenn-agent -p wrenn-monitor
 
 image: build
-	@scripts/image
+	@echo "==> Image: guest kernel, initramfs with the agent, debian root; whatever is missing or older than the agent"
+	@$(BUILT)/debug/wrenn image build debian
 
 quickstart: image
 	@echo "==> Quickstart"
-	@lab/lab with -- env WRENN_LAB=$$(lab/own-kvm && echo never || echo always) lab/runner $(BUILT)/debug/examples/quickstart
+	@lab/lab with -- env WRENN_LAB=$$(lab/own-kvm && echo never || echo always) \
+		lab/runner $(BUILT)/debug/examples/quickstart
 
 test: image
 	@scripts/setup --test
