@@ -70,9 +70,10 @@ test-programs:
 	@cargo nextest run --workspace --profile $(PROFILE)
 
 lab:
-	@test -n "$(CMD)" || { echo "make lab CMD='command'" >&2; exit 2; }
-	@lab/lab run -- sh -c $(call quote,$(CMD))
+	@$(if $(value CMD),,echo "usage: make lab CMD='command'" >&2; exit 2)
+	@lab/lab run -- sh -c $(call quote,$(value CMD))
 
+# `value`: the command's own dollar signs are the shell's, in the lab.
 quote = '$(subst ','\'',$(1))'
 
 fmt:
@@ -86,7 +87,7 @@ check:
 	@echo "==> Check: lints"
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@echo "==> Check: documentation"
-	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	@echo "==> Check: licences, banned and duplicate crates, sources"
 	@cargo deny --log-level error check licenses bans sources
 
