@@ -1,0 +1,46 @@
+//! Where pages come from.
+
+use wrenn_base::BoxError;
+
+/// The unit of [`Run::len`] and of [`FaultServerOptions::run_pages`](crate::FaultServerOptions::run_pages).
+pub(crate) const PAGE_SIZE: u64 = 4096;
+
+/// What a run of pages is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunKind {
+    /// Every byte is zero.
+    Zero,
+    /// There is content to be read.
+    Data,
+}
+
+/// A run of pages of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// What the pages are made of.
+    pub kind: RunKind,
+    /// The run's length in bytes: a multiple of 4096, at least one page.
+    pub len: u64,
+}
+
+/// An image of memory that can be read at any place.
+///
+/// Calls come from the server's thread. They may block, for which the faulting thread then waits.
+pub trait PageSource: Send + Sync + 'static {
+    /// The size of the image in bytes: that of the memory to be served.
+    #[allow(clippy::len_without_is_empty, reason = "a process without memory has no faults")]
+    fn len(&self) -> u64;
+
+    /// What the image holds from `offset` on, at most `max` bytes of it: one run, the longest that is cheap
+    /// to tell.
+    ///
+    /// `offset` and `max` are multiples of 4096, and `offset + max` lies within the image. A run that spans
+    /// what is read at one price (one layer, one compressed frame) makes the best copies.
+    fn lookup(&self, offset: u64, max: u64) -> Run;
+
+    /// Fills `buf` with the image's content from `offset` on, whatever runs it crosses.
+    ///
+    /// # Errors
+    /// Any: it is the end of the process that is served. See [`UffdError::Source`](crate::UffdError::Source).
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BoxError>;
+}

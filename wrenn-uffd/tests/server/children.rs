@@ -1,0 +1,88 @@
+//! Processes of their own to be served, which can be killed: this test binary, started anew with a job.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use userfaultfd::FeatureFlags;
+
+use super::peer::{LONG, PAGE, hand_over, page_of, uffd_or_skip};
+use super::sys::Mapping;
+
+const JOB: &str = "WRENN_UFFD_TEST_JOB";
+const SOCKET: &str = "WRENN_UFFD_TEST_SOCKET";
+
+/// The size of a child's memory.
+pub(crate) const PAGES: usize = 64;
+
+/// A child process, killed and reaped when dropped.
+pub(crate) struct Served {
+    pub(crate) child: Child,
+}
+
+impl Served {
+    /// Starts a child that does `job` with the server at `socket`.
+    #[allow(clippy::disallowed_methods, reason = "a test needs processes that it may kill")]
+    pub(crate) fn start(job: &str, socket: &std::path::Path) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "children::child", "--nocapture", "--test-threads=1"])
+            .env(JOB, job)
+            .env(SOCKET, socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Waits until some thread of the child waits for a page.
+    pub(crate) fn wait_for_fault(&mut self) {
+        let begun = Instant::now();
+        while !self.has_fault() {
+            assert!(self.child.try_wait().unwrap().is_none(), "the child ended without a fault");
+            assert!(begun.elapsed() < LONG, "the child does not come to a fault");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether some thread of the child waits for a page.
+    pub(crate) fn has_fault(&self) -> bool {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return false };
+        tasks.flatten().any(|task| {
+            std::fs::read_to_string(task.path().join("wchan")).is_ok_and(|at| at.contains("handle_userfault"))
+        })
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Not a test: what a child does. It exits with 0 only where every page it read came to it.
+#[test]
+fn child() {
+    let (Ok(job), Some(socket)) = (std::env::var(JOB), std::env::var_os(SOCKET)) else { return };
+    let uffd = uffd_or_skip(FeatureFlags::EVENT_REMOVE).unwrap();
+    let memory = Mapping::new(PAGES * PAGE).unwrap();
+    let _stream = hand_over(socket.as_ref(), &[(&memory, 0)], &uffd);
+    match job.as_str() {
+        "touch one page" => drop(page_of(&memory, 6)),
+        "touch all pages" => (0..PAGES).for_each(|page| drop(page_of(&memory, page))),
+        "touch without a userfaultfd of its own" => {
+            drop(uffd);
+            drop(page_of(&memory, 6));
+        }
+        "touch what was not handed over" => {
+            let other = Mapping::new(PAGE).unwrap();
+            uffd.register(other.pointer(), other.len()).unwrap();
+            drop(page_of(&other, 0));
+        }
+        other => panic!("no job {other}"),
+    }
+    std::process::exit(0);
+}

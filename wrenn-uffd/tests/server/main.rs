@@ -1,0 +1,15 @@
+//! The fault server against real userfaultfds: this process's own, and those of children that are killed.
+//!
+//! Needs the right to make a userfaultfd that serves the kernel's accesses too; tests skip without it.
+
+mod children;
+mod failing;
+#[allow(unsafe_code)]
+#[path = "forking/sys.rs"]
+mod forking;
+mod hostile;
+mod pages;
+mod peer;
+#[allow(unsafe_code)]
+#[path = "../../examples/plain_process/sys.rs"]
+mod sys;
