@@ -1,0 +1,95 @@
+//! Bodies sent with `Content-Encoding: gzip`.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use flate2::write::GzDecoder;
+use futures_util::{Stream, StreamExt, stream};
+
+use super::HttpError;
+
+/// How many compressed bytes are fed at once: at most a thousandfold comes out (deflate, RFC 1951).
+const BITE: usize = 1024;
+
+/// The plain bytes of a compressed stream, in pieces of at most about a megabyte.
+pub(super) fn unpack(
+    packed: impl Stream<Item = Result<Bytes, HttpError>> + Send + Unpin,
+) -> impl Stream<Item = Result<Bytes, HttpError>> + Send {
+    let decoder = GzDecoder::new(Vec::new());
+    stream::try_unfold((packed, Bytes::new(), Some(decoder)), |(mut packed, mut bites, decoder)| async move {
+        let Some(mut decoder) = decoder else { return Ok(None) };
+        loop {
+            if bites.is_empty() {
+                match packed.next().await {
+                    Some(more) => bites = more?,
+                    None => {
+                        // Checks the trailing checksum, too.
+                        let rest = decoder.finish().map_err(broken)?;
+                        return Ok(Some((rest.into(), (packed, bites, None))));
+                    }
+                }
+            }
+            let bite = bites.split_to(bites.len().min(BITE));
+            decoder.write_all(&bite).map_err(broken)?;
+            let plain = std::mem::take(decoder.get_mut());
+            if !plain.is_empty() {
+                return Ok(Some((plain.into(), (packed, bites, Some(decoder)))));
+            }
+        }
+    })
+}
+
+fn broken(error: std::io::Error) -> HttpError {
+    HttpError::bad_request(format!("the body is not whole gzip data: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn pack(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    async fn unpack_all(packed: Vec<u8>, frame: usize) -> Result<(Vec<u8>, usize), HttpError> {
+        let frames: Vec<_> = packed.chunks(frame).map(|frame| Ok(Bytes::copy_from_slice(frame))).collect();
+        let mut plain = Vec::new();
+        let mut largest = 0;
+        let mut pieces = Box::pin(unpack(stream::iter(frames)));
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            largest = largest.max(piece.len());
+            plain.extend_from_slice(&piece);
+        }
+        Ok((plain, largest))
+    }
+
+    #[tokio::test]
+    async fn unpacks_in_bounded_pieces() {
+        let plain = vec![0; 30 << 20];
+        let packed = pack(&plain);
+        assert!(packed.len() < 64 << 10);
+        let (unpacked, largest) = unpack_all(packed, usize::MAX).await.unwrap();
+        assert!(unpacked == plain);
+        assert!(largest <= 2 << 20, "{largest}");
+        let text: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        assert!(unpack_all(pack(&text), 7).await.unwrap().0 == text);
+        assert_eq!(unpack_all(pack(b""), 1).await.unwrap().0, b"");
+    }
+
+    #[tokio::test]
+    async fn refuses_what_is_cut_or_altered() {
+        let packed = pack(b"something to pack, something to pack");
+        let mut altered = packed.clone();
+        let at = altered.len() - 6;
+        altered[at] ^= 1;
+        for bad in [&packed[..packed.len() - 1], &packed[..12], &altered, b"plain text" as &[u8]] {
+            assert!(unpack_all(bad.to_vec(), 5).await.is_err());
+        }
+    }
+}

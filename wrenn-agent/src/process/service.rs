@@ -1,0 +1,333 @@
+//! The RPC service `process.Process`.
+//!
+//! Errors are Connect codes as clients of this protocol expect them: an unknown process is `not_found`, an
+//! unknown user `unauthenticated`, a program or directory that cannot be used `invalid_argument`.
+
+use std::ffi::CString;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use connectrpc::{
+    ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
+use futures_util::{Stream, StreamExt, stream};
+use rustix::process::Signal;
+use rustix::termios::Winsize;
+use tokio::sync::mpsc;
+use wrenn_agent_api::KEEPALIVE_HEADER;
+use wrenn_agent_api::proto::process as pb;
+use wrenn_agent_api::proto::process::__buffa::oneof;
+
+use super::input::InputError;
+use super::launch::{Wiring, is_directory};
+use super::outlet::{Channel, Event};
+use super::status::end_event;
+use super::{Launch, Process, Processes};
+use crate::paths;
+use crate::settings::{Settings, UserError, is_env_pair};
+use crate::users::User;
+
+/// How long a stream is silent before a keepalive event, where the client asks for nothing else.
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(90);
+
+/// The service; cheap to make.
+pub(crate) struct ProcessService {
+    pub(crate) processes: Arc<Processes>,
+    pub(crate) settings: Arc<Settings>,
+}
+
+// The trait promises less about the answers than these types say; nobody but the generated code calls them.
+#[allow(refining_impl_trait)]
+impl pb::Process for ProcessService {
+    async fn start(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, pb::StartRequest>,
+    ) -> ServiceResult<ServiceStream<pb::StartResponse>> {
+        let request = request.to_owned_message();
+        let config = request.process.into_option().unwrap_or_default();
+        let user = self.settings.user(user_name(&ctx)?.as_deref()).map_err(user_error)?;
+        let io = match request.pty.into_option() {
+            Some(pty) => Wiring::Terminal(window_size(pty)?),
+            None => Wiring::Pipes { stdin: request.stdin.unwrap_or(true) },
+        };
+        let launch = self.plan(&config, &user, io)?;
+        let program = launch.program.clone();
+        let deadline = ctx.deadline().map(Into::into);
+        let started = self.processes.start(launch, config, request.tag, deadline).await;
+        let (process, events) = started.map_err(|e| start_error(&program, &e))?;
+        Response::stream_ok(follow(&process, events, keepalive(&ctx)).map(|event| {
+            event.map(|event| pb::StartResponse { event: event.into(), ..Default::default() })
+        }))
+    }
+
+    async fn connect(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, pb::ConnectRequest>,
+    ) -> ServiceResult<ServiceStream<pb::ConnectResponse>> {
+        let process = self.select(request.to_owned_message().process.into_option())?;
+        let events = process.outlet.attach();
+        Response::stream_ok(follow(&process, events, keepalive(&ctx)).map(|event| {
+            event.map(|event| pb::ConnectResponse { event: event.into(), ..Default::default() })
+        }))
+    }
+
+    async fn list(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, pb::ListRequest>,
+    ) -> ServiceResult<pb::ListResponse> {
+        let info = |process: &Arc<Process>| pb::ProcessInfo {
+            config: process.config.clone().into(),
+            pid: process.pid(),
+            tag: process.tag.clone(),
+            ..Default::default()
+        };
+        let processes = self.processes.running().iter().map(info).collect();
+        Response::ok(pb::ListResponse { processes, ..Default::default() })
+    }
+
+    async fn update(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, pb::UpdateRequest>,
+    ) -> ServiceResult<pb::UpdateResponse> {
+        let request = request.to_owned_message();
+        let process = self.select_running(request.process.into_option())?;
+        if let Some(pty) = request.pty.into_option() {
+            process.input.resize(window_size(pty)?).map_err(input_error)?;
+        }
+        Response::ok(pb::UpdateResponse::default())
+    }
+
+    async fn send_input(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, pb::SendInputRequest>,
+    ) -> ServiceResult<pb::SendInputResponse> {
+        let request = request.to_owned_message();
+        let process = self.select_running(request.process.into_option())?;
+        write(&process, request.input.into_option()).await?;
+        Response::ok(pb::SendInputResponse::default())
+    }
+
+    async fn stream_input(
+        &self,
+        _: RequestContext,
+        mut requests: InboundStream<pb::StreamInputRequest>,
+    ) -> ServiceResult<pb::StreamInputResponse> {
+        use oneof::stream_input_request::Event;
+        let mut process = None;
+        while let Some(request) = requests.next().await {
+            match request?.to_owned_message().event {
+                Some(Event::Start(start)) => {
+                    process = Some(self.select_running(start.process.into_option())?);
+                }
+                Some(Event::Data(data)) => {
+                    let process = process.as_ref();
+                    let process =
+                        process.ok_or_else(|| ConnectError::invalid_argument("data before the start event"))?;
+                    write(process, data.input.into_option()).await?;
+                }
+                Some(Event::Keepalive(_)) | None => {}
+            }
+        }
+        Response::ok(pb::StreamInputResponse::default())
+    }
+
+    async fn close_stdin(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, pb::CloseStdinRequest>,
+    ) -> ServiceResult<pb::CloseStdinResponse> {
+        let process = self.select_running(request.to_owned_message().process.into_option())?;
+        process.input.close().await.map_err(input_error)?;
+        Response::ok(pb::CloseStdinResponse::default())
+    }
+
+    async fn send_signal(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, pb::SendSignalRequest>,
+    ) -> ServiceResult<pb::SendSignalResponse> {
+        let request = request.to_owned_message();
+        let signal = match request.signal.as_known() {
+            Some(pb::Signal::SIGNAL_SIGKILL) => Signal::KILL,
+            Some(pb::Signal::SIGNAL_SIGTERM) => Signal::TERM,
+            _ => return Err(ConnectError::unimplemented("only SIGKILL and SIGTERM can be sent")),
+        };
+        let selector = request.process.into_option();
+        let process = self.select_running(selector.clone())?;
+        process.signal(signal).map_err(|_gone| no_process(selector.as_ref()))?;
+        Response::ok(pb::SendSignalResponse::default())
+    }
+}
+
+impl ProcessService {
+    /// Decides everything about a command that can be decided before it is forked.
+    fn plan(&self, config: &pb::ProcessConfig, user: &User, io: Wiring) -> Result<Launch, ConnectError> {
+        if config.cmd.is_empty() {
+            return Err(ConnectError::invalid_argument("no program: `cmd` is empty"));
+        }
+        if config.cmd.contains('\0') || config.args.iter().any(|arg| arg.contains('\0')) {
+            return Err(ConnectError::invalid_argument("a NUL character in the command line"));
+        }
+        if let Some((name, _)) = config.envs.iter().find(|(name, value)| !is_env_pair(name, value)) {
+            return Err(ConnectError::invalid_argument(format!("no environment variable: {name:?}")));
+        }
+        let env = config.envs.iter().map(|(name, value)| (name.clone(), value.clone()));
+        Ok(Launch {
+            program: config.cmd.clone(),
+            args: config.args.clone(),
+            env: self.settings.command_env(user, env),
+            cwd: self.directory(config.cwd.as_deref(), user)?,
+            // An agent without root's rights (only in tests) can be nobody but itself.
+            identity: rustix::process::geteuid().is_root().then(|| user.identity.clone()),
+            io,
+        })
+    }
+
+    fn directory(&self, named: Option<&str>, user: &User) -> Result<CString, ConnectError> {
+        let named = named.map(str::to_owned).filter(|path| !path.is_empty()).or_else(|| self.settings.workdir());
+        let path = paths::resolve(named.as_deref().unwrap_or("~"), &user.home);
+        let cwd = CString::new(path)
+            .map_err(|_| ConnectError::invalid_argument("a NUL character in the working directory"))?;
+        if is_directory(&cwd) {
+            return Ok(cwd);
+        }
+        // A user without a home still runs commands, as with login(1).
+        if named.is_none() {
+            return Ok(c"/".into());
+        }
+        Err(ConnectError::invalid_argument(format!("cwd '{}' does not exist", cwd.to_string_lossy())))
+    }
+
+    fn select(&self, selector: Option<pb::ProcessSelector>) -> Result<Arc<Process>, ConnectError> {
+        use oneof::process_selector::Selector;
+        let found = match selector.as_ref().and_then(|selector| selector.selector.as_ref()) {
+            Some(Selector::Pid(pid)) => self.processes.find(|process| process.pid() == *pid),
+            Some(Selector::Tag(tag)) => {
+                self.processes.find(|process| process.tag.as_deref() == Some(tag.as_str()))
+            }
+            None => return Err(ConnectError::invalid_argument("no process is selected")),
+        };
+        found.ok_or_else(|| no_process(selector.as_ref()))
+    }
+
+    fn select_running(&self, selector: Option<pb::ProcessSelector>) -> Result<Arc<Process>, ConnectError> {
+        let process = self.select(selector.clone())?;
+        if process.runs() { Ok(process) } else { Err(no_process(selector.as_ref())) }
+    }
+}
+
+/// The events of a stream: the start, what comes, keepalives in the pauses, the end.
+fn follow(
+    process: &Process,
+    events: mpsc::Receiver<Event>,
+    keepalive: Duration,
+) -> impl Stream<Item = Result<pb::ProcessEvent, ConnectError>> + Send + 'static {
+    let pid = process.pid();
+    let start = pb::process_event::StartEvent { pid, ..Default::default() };
+    let rest = stream::unfold(Some(events), move |events| async move {
+        let mut events = events?;
+        Some(match tokio::time::timeout(keepalive, events.recv()).await {
+            Ok(Some(Event::End(exit))) => (Ok(wire_event(end_event(exit))), None),
+            Ok(Some(Event::Output(channel, bytes))) => (Ok(wire_event(data_event(channel, bytes))), Some(events)),
+            Ok(None) => (Err(ConnectError::internal("the agent lost sight of the process")), None),
+            Err(_) => (Ok(wire_event(pb::process_event::KeepAlive::default())), Some(events)),
+        })
+    });
+    stream::iter([Ok(wire_event(start))]).chain(rest)
+}
+
+fn wire_event(event: impl Into<Option<oneof::process_event::Event>>) -> pb::ProcessEvent {
+    pb::ProcessEvent { event: event.into(), ..Default::default() }
+}
+
+fn data_event(channel: Channel, bytes: bytes::Bytes) -> pb::process_event::DataEvent {
+    use oneof::process_event::data_event::Output;
+    let output = match channel {
+        Channel::Stdout => Output::Stdout(bytes),
+        Channel::Stderr => Output::Stderr(bytes),
+        Channel::Terminal => Output::Pty(bytes),
+    };
+    pb::process_event::DataEvent { output: Some(output), ..Default::default() }
+}
+
+async fn write(process: &Process, input: Option<pb::ProcessInput>) -> Result<(), ConnectError> {
+    use oneof::process_input::Input;
+    match input.and_then(|input| input.input) {
+        Some(Input::Stdin(bytes)) => process.input.write_pipe(&bytes).await,
+        Some(Input::Pty(bytes)) => process.input.write_terminal(&bytes).await,
+        None => return Err(ConnectError::invalid_argument("no input")),
+    }
+    .map_err(input_error)
+}
+
+/// The user that the call names in its HTTP Basic credentials, if any.
+fn user_name(ctx: &RequestContext) -> Result<Option<String>, ConnectError> {
+    let Some(header) = ctx.header("authorization") else { return Ok(None) };
+    let malformed = || ConnectError::unauthenticated("the Authorization header names no user");
+    let text = header.to_str().ok().and_then(|text| text.strip_prefix("Basic ")).ok_or_else(malformed)?;
+    let credentials = STANDARD.decode(text.trim()).map_err(|_| malformed())?;
+    let credentials = String::from_utf8(credentials).map_err(|_| malformed())?;
+    let name = credentials.split_once(':').map_or(credentials.as_str(), |(name, _password)| name);
+    Ok(Some(name.to_owned()))
+}
+
+fn keepalive(ctx: &RequestContext) -> Duration {
+    let asked = ctx.header(KEEPALIVE_HEADER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    asked.filter(|seconds| (1..=86_400).contains(seconds)).map_or(DEFAULT_KEEPALIVE, Duration::from_secs)
+}
+
+fn window_size(pty: pb::PTY) -> Result<Winsize, ConnectError> {
+    let size = pty.size.into_option().unwrap_or_default();
+    let out_of_range = |_| ConnectError::invalid_argument("a terminal has at most 65535 columns and rows");
+    Ok(Winsize {
+        ws_row: size.rows.try_into().map_err(out_of_range)?,
+        ws_col: size.cols.try_into().map_err(out_of_range)?,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    })
+}
+
+fn no_process(selector: Option<&pb::ProcessSelector>) -> ConnectError {
+    use oneof::process_selector::Selector;
+    ConnectError::not_found(match selector.and_then(|selector| selector.selector.as_ref()) {
+        Some(Selector::Pid(pid)) => format!("no process with pid {pid} runs"),
+        Some(Selector::Tag(tag)) => format!("no process with tag '{tag}' runs"),
+        None => "no such process runs".into(),
+    })
+}
+
+fn user_error(error: UserError) -> ConnectError {
+    match error {
+        UserError::Unknown(_) => ConnectError::unauthenticated(error.to_string()),
+        UserError::Lookup(..) => ConnectError::internal(error.to_string()),
+    }
+}
+
+fn input_error(error: InputError) -> ConnectError {
+    match error {
+        InputError::WrongKind(_) => ConnectError::invalid_argument(error.to_string()),
+        InputError::None | InputError::Closed | InputError::Io(_) => ConnectError::internal(error.to_string()),
+    }
+}
+
+fn start_error(program: &str, error: &io::Error) -> ConnectError {
+    let message = format!("cannot run '{program}': {error}");
+    match error.raw_os_error() {
+        Some(
+            libc::ENOENT | libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP | libc::EISDIR | libc::E2BIG
+            | libc::ENAMETOOLONG | libc::EPERM,
+        ) => ConnectError::invalid_argument(message),
+        Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
+            ConnectError::resource_exhausted(message)
+        }
+        _ => ConnectError::internal(message),
+    }
+}
