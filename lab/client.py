@@ -68,7 +68,7 @@ def copy_data(state):
 
 def execute(state, command, limit, stdin, cwd=None):
     """Runs one command; answers its exit status (128 + n for signal n)."""
-    request = {"op": "exec", "command": command, "cwd": cwd or os.getcwd(), "env": environment(), "stdin": stdin}
+    request = {"command": command, "cwd": cwd or os.getcwd(), "env": environment(), "stdin": stdin}
     sock = connect(state, request)
     with contextlib.ExitStack() as stack:
         return converse(state, sock, command, limit, stdin, stack)
