@@ -1,2 +1,35 @@
-//! MicroVM sandboxes as a library: boot one, run commands, pause it to disk, resume it in an instant.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
 pub use wrenn_core::*;
+
+/// What a process finds as its own name when it was started to be a monitor.
+#[cfg(feature = "monitor")]
+const MONITOR_NAME: &str = "wrenn-monitor";
+
+/// The running program itself as the monitor, for [`HostBuilder::monitor_program`]: nothing to install beside it.
+///
+/// The program has to begin its `main` with [`monitor_main`].
+#[cfg(feature = "monitor")]
+pub fn embedded_monitor() -> MonitorProgram {
+    MonitorProgram::reexec(MONITOR_NAME)
+}
+
+/// Runs the monitor to its end if this process was started as one, and otherwise does nothing.
+///
+/// To be called first thing in `main`, before any thread is started; see `examples/single_binary.rs`.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     if let Some(ended) = wrenn::monitor_main() {
+///         return ended;
+///     }
+///     // The program itself.
+///     std::process::ExitCode::SUCCESS
+/// }
+/// ```
+#[cfg(feature = "monitor")]
+pub fn monitor_main() -> Option<std::process::ExitCode> {
+    let started_as_monitor = std::env::args_os().next().is_some_and(|name| name == MONITOR_NAME);
+    started_as_monitor.then(|| wrenn_monitor::run(std::env::args_os()))
+}

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_base::{SandboxId, StepId, UndoList};
-use wrenn_net::{GuestNet, Slot, SlotSpec};
+use wrenn_net::{GuestNet, NetError, Slot, SlotSpec};
 use wrenn_storage::{DiskSpec, GuestFiles, Image, MemoryImage, RootDisk, clone_file};
 use wrenn_uffd::{FaultServer, FaultServerOptions};
 use wrenn_vmm::api::{
@@ -158,9 +158,15 @@ impl Assembly {
         let (host, identity, reaper) =
             (Arc::clone(&self.host), self.identity.clone(), self.host.reaper.clone());
         building(&mut self.undo, &reaper, move |undo| {
-            let index = host.slots.claim(undo)?;
-            let spec = SlotSpec { sandbox: identity.id.clone(), index };
-            Ok(host.net.slot(spec, undo)?)
+            let mut tried = 0;
+            loop {
+                tried = host.slots.claim(tried, undo)?;
+                match host.net.slot(SlotSpec { sandbox: identity.id.clone(), index: tried }, undo) {
+                    // Another host on this machine has it.
+                    Err(NetError::IndexTaken { .. }) => continue,
+                    result => return Ok(result?),
+                }
+            }
         })
         .await
     }

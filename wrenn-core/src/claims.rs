@@ -62,10 +62,10 @@ impl SlotIndices {
         Self { taken: Taken::default(), last }
     }
 
-    /// Claims the lowest free index until `undo` has run.
-    pub(crate) fn claim(&self, undo: &mut UndoList) -> Result<u16, Cause> {
+    /// Claims the lowest free index above `tried` until `undo` has run.
+    pub(crate) fn claim(&self, tried: u16, undo: &mut UndoList) -> Result<u16, Cause> {
         let free = |set: &mut BTreeSet<u16>| {
-            let index = (1..=self.last).find(|index| !set.contains(index))?;
+            let index = (tried.saturating_add(1)..=self.last).find(|index| !set.contains(index))?;
             set.insert(index);
             Some(index)
         };
@@ -100,11 +100,11 @@ mod tests {
     fn slot_indices_are_the_lowest_free_ones() {
         let (reaper, slots) = (Reaper::start(), SlotIndices::up_to(3));
         let (mut undo, mut second) = (UndoList::new(&reaper), UndoList::new(&reaper));
-        assert_eq!(slots.claim(&mut undo).unwrap(), 1);
-        assert_eq!(slots.claim(&mut second).unwrap(), 2);
-        assert_eq!(slots.claim(&mut undo).unwrap(), 3);
-        assert!(matches!(slots.claim(&mut undo), Err(Cause::NoFreeSlot { last: 3 })));
+        assert_eq!(slots.claim(0, &mut undo).unwrap(), 1);
+        assert_eq!(slots.claim(0, &mut second).unwrap(), 2);
+        assert_eq!(slots.claim(2, &mut undo).unwrap(), 3);
+        assert!(matches!(slots.claim(0, &mut undo), Err(Cause::NoFreeSlot { last: 3 })));
         second.run(Duration::from_secs(1));
-        assert_eq!(slots.claim(&mut undo).unwrap(), 2);
+        assert_eq!(slots.claim(0, &mut undo).unwrap(), 2);
     }
 }

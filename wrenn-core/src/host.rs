@@ -46,7 +46,7 @@ pub(crate) struct HostInner {
     pub(crate) active: ActiveSandboxes,
     pub(crate) monitor: MonitorProgram,
     pub(crate) runtime: tokio::runtime::Handle,
-    guest_dir: PathBuf,
+    data: PathBuf,
     /// What the host itself put on the machine.
     undo: UndoList,
     /// Holds the data directory for this process.
@@ -55,7 +55,7 @@ pub(crate) struct HostInner {
 
 impl HostInner {
     pub(crate) fn guest_files(&self) -> Result<GuestFiles, Cause> {
-        Ok(GuestFiles::open(&self.guest_dir)?)
+        Ok(GuestFiles::open(&self.data)?)
     }
 }
 
@@ -64,8 +64,14 @@ impl HostInner {
 pub struct HostBuilder {
     data: Option<PathBuf>,
     run: Option<PathBuf>,
-    monitor: Option<PathBuf>,
+    monitor: Option<MonitorChoice>,
     disks: BackendChoice,
+}
+
+#[derive(Debug, Clone)]
+enum MonitorChoice {
+    Named(PathBuf),
+    Program(MonitorProgram),
 }
 
 impl Host {
@@ -151,7 +157,13 @@ impl HostBuilder {
     ///
     /// Where not set: `$WRENN_MONITOR`, else `wrenn-monitor` beside the running executable or on `PATH`.
     pub fn monitor(mut self, program: impl Into<PathBuf>) -> Self {
-        self.monitor = Some(program.into());
+        self.monitor = Some(MonitorChoice::Named(program.into()));
+        self
+    }
+
+    /// The monitor as a program that was found, or made, by other means: for example the running program itself.
+    pub fn monitor_program(mut self, program: MonitorProgram) -> Self {
+        self.monitor = Some(MonitorChoice::Program(program));
         self
     }
 
@@ -178,7 +190,11 @@ impl HostBuilder {
     }
 
     fn open_blocking(self, runtime: tokio::runtime::Handle) -> Result<HostInner, Cause> {
-        let monitor = MonitorProgram::discover(self.monitor.as_deref())?;
+        let monitor = match self.monitor {
+            Some(MonitorChoice::Program(program)) => program,
+            Some(MonitorChoice::Named(path)) => MonitorProgram::discover(Some(&path))?,
+            None => MonitorProgram::discover(None)?,
+        };
         let from_env = || std::env::var_os("WRENN_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let data = self.data.or_else(from_env).unwrap_or_else(|| DEFAULT_DATA.into());
         let data = absolute(&data)?;
@@ -198,7 +214,7 @@ impl HostBuilder {
         let net = HostNet::open(net, &mut undo)?;
         Ok(HostInner {
             images: ImageRegistry::open(&data)?,
-            guest_dir: data.join("guest"),
+            data: data.clone(),
             layout,
             reaper,
             disks,

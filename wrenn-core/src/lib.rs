@@ -56,7 +56,7 @@ pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, UndoFailure};
 pub use wrenn_storage::BackendChoice as DiskBackend;
 pub use wrenn_uffd::FaultStats;
-pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus};
+pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus, MonitorProgram};
 
 /// Images, kernels and the files they are made of: what tools that build images need.
 pub mod image {

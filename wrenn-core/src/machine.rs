@@ -31,6 +31,8 @@ use crate::step::undo_all;
 pub(crate) const UNDO_LIMIT: Duration = Duration::from_secs(30);
 /// After a call broke off, how long the guest's end may take to become known as the reason.
 const END_GRACE: Duration = Duration::from_millis(500);
+/// Between attempts to reach an agent that does not listen yet.
+const GREETING_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a machine is restored from. None of it is written to.
 pub(crate) struct RestorePoint {
@@ -110,25 +112,27 @@ impl Live {
     /// Waits until the agent answers and tells it what it cannot know by itself: the time, fresh randomness, the
     /// token, the environment.
     pub(crate) async fn greet_agent(&self) -> Result<(), Cause> {
-        let greeting = Init::now().env(self.identity.spec.env.clone()).hostname(self.identity.id.as_str());
-        let greeting = if self.paging.is_some() { greeting.resumed() } else { greeting };
         let limit = self.identity.spec.ready_timeout();
         let greet = async {
-            while let Err(e) = self.agent.health().await {
-                if !e.is_unreachable() {
-                    return Err(Cause::Agent(e));
+            loop {
+                match self.agent.init(self.greeting()).await {
+                    Err(e) if e.is_unreachable() => tokio::time::sleep(GREETING_PAUSE).await,
+                    result => return Ok(result?),
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            Ok(self.agent.init(greeting).await?)
         };
         let silent = || Cause::AgentSilent {
             id: self.identity.id.clone(),
             waited: limit,
             console: crate::console::tail(self.monitor.console_log()),
         };
-        self.while_alive(async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) })
-            .await
+        self.while_alive(async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) }).await
+    }
+
+    /// Made anew for each attempt: it holds the time.
+    fn greeting(&self) -> Init {
+        let init = Init::now().env(self.identity.spec.env.clone()).hostname(self.identity.id.as_str());
+        if self.paging.is_some() { init.resumed() } else { init }
     }
 
     /// Runs a call to the guest's agent.

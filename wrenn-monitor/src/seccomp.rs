@@ -50,6 +50,8 @@ const COMMON: &[c_long] = &[
     sys::SYS_close,
     sys::SYS_exit,
     sys::SYS_exit_group,
+    // Debug builds check a descriptor before they close it.
+    sys::SYS_fcntl,
     sys::SYS_futex,
     sys::SYS_getpid,
     sys::SYS_getrandom,
@@ -57,7 +59,7 @@ const COMMON: &[c_long] = &[
     sys::SYS_madvise,
     sys::SYS_mremap,
     sys::SYS_munmap,
-    sys::SYS_poll,
+    sys::SYS_ppoll,
     sys::SYS_read,
     sys::SYS_restart_syscall,
     sys::SYS_rt_sigaction,
@@ -70,7 +72,7 @@ const COMMON: &[c_long] = &[
 ];
 
 /// Clients come and go.
-const API: &[c_long] = &[sys::SYS_accept4, sys::SYS_recvfrom, sys::SYS_sendto, sys::SYS_getsockopt];
+const API: &[c_long] = &[sys::SYS_accept4, sys::SYS_recvfrom, sys::SYS_sendto];
 
 /// Disks, the TAP, snapshot files, the fault server's socket, guest memory, and vCPU threads to start.
 const MAIN: &[c_long] = &[
@@ -84,7 +86,6 @@ const MAIN: &[c_long] = &[
     sys::SYS_epoll_wait,
     sys::SYS_eventfd2,
     sys::SYS_fallocate,
-    sys::SYS_fcntl,
     sys::SYS_fdatasync,
     sys::SYS_fstat,
     sys::SYS_fsync,
@@ -121,12 +122,14 @@ const IOCTL_KVM: u64 = 0xae;
 const IOCTL_USERFAULTFD: u64 = 0xaa;
 /// Also `FIONBIO`, by which a socket is made non-blocking.
 const IOCTL_TAP: u64 = 0x54;
+/// To look for a network interface by its name.
+const IOCTL_SOCKET: u64 = 0x89;
 
 fn filter(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
     let (calls, ioctls): (_, &[u64]) = match thread {
         Thread::Api => (API, &[IOCTL_TAP]),
-        Thread::Main => (MAIN, &[IOCTL_KVM, IOCTL_USERFAULTFD, IOCTL_TAP]),
+        Thread::Main => (MAIN, &[IOCTL_KVM, IOCTL_USERFAULTFD, IOCTL_TAP, IOCTL_SOCKET]),
         Thread::Vcpu => (VCPU, &[IOCTL_KVM]),
     };
     // A call without rules is allowed whatever its arguments.

@@ -8,8 +8,8 @@
 //! - A crash before the rename leaves the target as before and a staging name, which [`sweep`] removes.
 //!   A staging name that is still being written carries an flock, which dies with its process, so a sweep
 //!   never takes a living writer's work away.
-//! - A crash after the rename leaves the new target, whole. When the rename itself becomes durable is only known
-//!   once `commit` has returned.
+//! - A crash after the rename leaves the new target, whole. When the rename itself becomes durable is only
+//!   known once `commit` has returned.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -63,8 +63,8 @@ impl StagedFile {
     /// Returns the file, still open.
     ///
     /// # Errors
-    /// Before the rename: the target is as before and the staged file is gone. An error from the last step, the
-    /// directory's fsync, leaves the new target in place, but it may not survive a power loss.
+    /// Before the rename: the target is as before and the staged file is gone. An error from the last step,
+    /// the directory's fsync, leaves the new target in place, but it may not survive a power loss.
     pub fn commit(mut self) -> io::Result<File> {
         self.file.sync_all()?;
         fs::rename(&self.staged, &self.target)?;
@@ -151,7 +151,8 @@ pub fn write(target: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Gives a file that is already written a new name on the same file system, durably.
 ///
-/// The file's content is fsynced first, then it is renamed (replacing `to`), then both directories are fsynced.
+/// The file's content is fsynced first, then it is renamed (replacing `to`), then both directories are
+/// fsynced.
 ///
 /// # Errors
 /// Up to the rename `from` stays where it was. An error after it leaves the file at `to`.

@@ -33,11 +33,12 @@ const LEFT_OUT: [&str; 4] = [
 /// [`BuildError::NotRoot`], [`BuildError::MissingTool`] or mmdebstrap's own failure.
 pub(crate) fn bootstrap(root: &Path, scratch: &Path, extra: &[String]) -> Result<(), BuildError> {
     require_root("making a Debian image")?;
+    let tool = Tool::find("mmdebstrap", "mmdebstrap")?;
     let step = Step::begin(format!("installing Debian {}", sources::RELEASE));
     let sources = Sources::of_this_machine(&step)?;
     let packages =
         std::iter::once(PACKAGES).chain(extra.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
-    let mut tool = Tool::find("mmdebstrap", "mmdebstrap")?
+    let mut tool = tool
         .args(["--mode=root", "--variant=apt", "--format=directory"])
         .arg(option("--include", packages))
         .args(LEFT_OUT.map(|pattern| option("--dpkgopt", pattern)))

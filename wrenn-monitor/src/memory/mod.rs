@@ -12,11 +12,8 @@ use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
-};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{FileOffset, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 mod dirty;
 mod dump;

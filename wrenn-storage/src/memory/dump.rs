@@ -1,7 +1,7 @@
 //! A dump of guest memory as a monitor writes it: raw, guest offset by guest offset, possibly sparse.
 //!
-//! What a hole means is the importer's business; this file finds holes and data, page by page, and refuses file
-//! systems that cannot tell them apart.
+//! What a hole means is the importer's business; this file finds holes and data, page by page, and refuses
+//! file systems that cannot tell them apart.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,8 +21,8 @@ use crate::durable;
 /// How much of a dump is read, and of a layer written, at once.
 pub(super) const CHUNK: usize = 1 << 20;
 
-/// File systems whose holes are exact at any time (`statfs(2)` magic numbers: ext2/3/4, tmpfs). Others may report
-/// space that is only reserved as data until it is written back: xfs does after a write that extended the file.
+/// File systems whose holes are exact at any time (`statfs(2)` magic numbers: ext2/3/4, tmpfs). Others, xfs
+/// among them, reserve space ahead of a growing file and may tell it from data only once it is written back.
 const EXACT_AT_ONCE: [u64; 2] = [0xef53, 0x0102_1994];
 
 /// A dump, open.
@@ -73,7 +73,8 @@ impl Dump {
         }
     }
 
-    /// Reads everything that is not a hole, in whole pages and in order, and gives it to `chunk` with its offset.
+    /// Reads everything that is not a hole, in whole pages and in order, and gives it to `chunk` with its
+    /// offset.
     pub(super) fn scan(
         &self,
         mut chunk: impl FnMut(u64, &[u8]) -> Result<(), MemoryError>,
@@ -164,7 +165,8 @@ fn settle(file: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Writes single pages into a sparse file in `dir` and says what is wrong with the holes between them, if anything.
+/// Writes single pages into a sparse file in `dir` and says what is wrong with the holes between them, if
+/// anything.
 fn probe_holes(dir: &Path, settle: bool) -> io::Result<Option<String>> {
     const LENGTH: u64 = 1 << 20;
     const WRITTEN: [u64; 3] = [16 * PAGE_SIZE, 18 * PAGE_SIZE, 128 * PAGE_SIZE];

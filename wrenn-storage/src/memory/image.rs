@@ -59,31 +59,33 @@ impl MemoryImage {
         Self { dir, content: Arc::new(content) }
     }
 
-    /// Makes an image of a full dump, consuming it: the file is renamed into `layers` as it is and its zero pages
-    /// become holes.
+    /// Makes an image of a full dump, consuming it: the file is renamed into `layers` as it is and its zero
+    /// pages become holes.
     ///
-    /// `dump` is guest memory byte by byte, `guest_size` long, sparse or not, on the file system of `layers`. The new
-    /// layer is durable on return. The image itself is not: see [`save`](Self::save).
+    /// `dump` is guest memory byte by byte, `guest_size` long, sparse or not, on the file system of `layers`.
+    /// The new layer is durable on return. The image itself is not: see [`save`](Self::save).
     ///
     /// # Errors
     /// [`MemoryError::GuestSize`], [`MemoryError::DumpLength`], [`MemoryError::DumpKind`],
-    /// [`MemoryError::OtherFileSystem`], [`MemoryError::Io`]. The dump is still there and reads as before, except where the very last
-    /// step, syncing directories, failed: then it is in `layers`, where [`LayerDir::retain`] finds it.
+    /// [`MemoryError::OtherFileSystem`], [`MemoryError::Io`]. The dump is still there and reads as before,
+    /// except where the very last step, syncing directories, failed: then it is in `layers`, where
+    /// [`LayerDir::retain`] finds it.
     pub fn import_full(dump: &Path, guest_size: Bytes, layers: &LayerDir) -> Result<Imported, MemoryError> {
         import::import_full(dump, guest_size, layers)
     }
 
     /// Makes the image that this one becomes by a diff dump.
     ///
-    /// `dump` is sparse and as long as the guest's memory: a hole means that the page is as in this image, data is
-    /// the page's new content, zero or not. The writer gives the file its length before its content, and neither
-    /// preallocates nor reads it. The dump is left to the caller to delete; this image is unchanged.
+    /// `dump` is sparse and as long as the guest's memory: a hole means that the page is as in this image,
+    /// data is the page's new content, zero or not. The writer gives the file its length before its content,
+    /// and neither preallocates nor reads it. The dump is left to the caller to delete; this image is
+    /// unchanged.
     ///
     /// The new layer is durable on return; the returned image has to be [saved](Self::save).
     ///
     /// # Errors
-    /// [`MemoryError::CoarseHoles`] where the dump's file system cannot be trusted with holes, otherwise as for
-    /// [`import_full`](Self::import_full). Nothing is left behind.
+    /// [`MemoryError::CoarseHoles`] where the dump's file system cannot be trusted with holes, otherwise as
+    /// for [`import_full`](Self::import_full). Nothing is left behind.
     pub fn import_diff(&self, dump: &Path) -> Result<Imported, MemoryError> {
         import::import_diff(self, dump)
     }
@@ -91,7 +93,8 @@ impl MemoryImage {
     /// Writes the manifest to `path`, atomically and durably, replacing one that is there.
     ///
     /// # Errors
-    /// [`MemoryError::Io`]; the file is then as before, or (where only the directory could not be synced) the new one.
+    /// [`MemoryError::Io`]; the file is then as before, or (where only the directory could not be synced) the
+    /// new one.
     pub fn save(&self, path: &Path) -> Result<(), MemoryError> {
         let layers = self.layers().iter().map(|layer| *layer.record()).collect();
         let manifest = Manifest { layers, map: self.map().clone(), flat: self.is_flat() };
@@ -100,8 +103,8 @@ impl MemoryImage {
 
     /// Opens the image whose manifest is at `path` and whose layers are in `layers`.
     ///
-    /// The manifest is checked whole; of each layer the length and the checksum table are. A layer's content is
-    /// checked block by block when it is read, or at once by [`verify`](Self::verify).
+    /// The manifest is checked whole; of each layer the length and the checksum table are. A layer's content
+    /// is checked block by block when it is read, or at once by [`verify`](Self::verify).
     ///
     /// # Errors
     /// A variant of [`MemoryError`] for each thing that can be wrong with the files; nothing is changed.

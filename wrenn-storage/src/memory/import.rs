@@ -1,8 +1,8 @@
 //! Dumps become layers.
 //!
-//! Failure paths: whatever goes wrong, the image that a diff is based on is untouched, and the new layer has not got
-//! its name or is removed again. A full dump whose import failed still reads as before, under its own name or (only
-//! where the directory could not be synced at the very end) that of the layer.
+//! Failure paths: whatever goes wrong, the image that a diff is based on is untouched, and the new layer has
+//! not got its name or is removed again. A full dump whose import failed still reads as before, under its own
+//! name or (only where the directory could not be synced at the very end) that of the layer.
 
 use std::fs;
 use std::path::Path;
@@ -68,7 +68,7 @@ pub(super) fn import_full(path: &Path, guest_size: Bytes, dir: &LayerDir) -> Res
     protect(&dump.file, path)?;
     let record = publish(new_id()?, &sums, dir, |to| dump.rename(to))?;
     let written = dump.allocated()?;
-    let layer = Layer::new(record, dump.file, sums);
+    let layer = Layer::new(record, dir.layer_path(record.id), dump.file, sums);
     let image = MemoryImage::new(dir.clone(), Content { layers: vec![Arc::new(layer)], map, flat: true });
     Ok(Imported { image, data, zeros: Bytes(zeros), written })
 }
@@ -109,7 +109,8 @@ pub(super) fn import_diff(base: &MemoryImage, path: &Path) -> Result<Imported, M
         layers.push(Arc::new(layer));
     }
     let (layers, map) = drop_unused(layers, base.map().overlaid(runs.as_slice()));
-    // Once zeros were laid over it, a dump no longer holds what the image says: it must not be mapped any more.
+    // Once zeros were laid over it, a dump no longer holds what the image says: it must not be mapped any
+    // more.
     let flat = base.is_flat() && runs.as_slice().is_empty();
     let image = MemoryImage::new(dir.clone(), Content { layers, map, flat });
     Ok(Imported { image, data: Bytes(data), zeros: Bytes(zeros), written: Bytes(written) })

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::MemoryError;
@@ -24,6 +24,7 @@ pub(super) struct LayerRecord {
 #[derive(Debug)]
 pub(super) struct Layer {
     record: LayerRecord,
+    path: PathBuf,
     file: File,
     sums: BlockSums,
     /// One bit per block that was found intact.
@@ -38,7 +39,8 @@ thread_local! {
 impl Layer {
     /// Opens the layer that `record` describes and checks lengths and the checksum table, but no block.
     pub(super) fn open(record: LayerRecord, dir: &LayerDir) -> Result<Self, MemoryError> {
-        let file = open_part(record.id, &dir.layer_path(record.id), record.length)?;
+        let path = dir.layer_path(record.id);
+        let file = open_part(record.id, &path, record.length)?;
         let sums_path = dir.sums_path(record.id);
         let sums_length = BlockSums::encoded_length(record.length);
         let sums_file = match open_part(record.id, &sums_path, sums_length) {
@@ -55,13 +57,13 @@ impl Layer {
         }
         let sums = BlockSums::decode(&table, record.length)
             .map_err(|reason| MemoryError::Sums { layer: record.id, reason })?;
-        Ok(Self::new(record, file, sums))
+        Ok(Self::new(record, path, file, sums))
     }
 
     /// A layer whose file and checksums were just written.
-    pub(super) fn new(record: LayerRecord, file: File, sums: BlockSums) -> Self {
+    pub(super) fn new(record: LayerRecord, path: PathBuf, file: File, sums: BlockSums) -> Self {
         let words = sums.blocks().div_ceil(64);
-        Self { record, file, sums, checked: (0..words).map(|_| AtomicU64::new(0)).collect() }
+        Self { record, path, file, sums, checked: (0..words).map(|_| AtomicU64::new(0)).collect() }
     }
 
     pub(super) fn record(&self) -> &LayerRecord {
@@ -140,8 +142,7 @@ impl Layer {
                     found,
                 };
             }
-            let path = format!("{}.layer", self.record.id);
-            MemoryError::io("read", Path::new(&path))(source)
+            MemoryError::io("read", &self.path)(source)
         })
     }
 }

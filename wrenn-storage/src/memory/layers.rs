@@ -53,8 +53,8 @@ pub struct LayerDir {
 }
 
 impl LayerDir {
-    /// Opens the directory, making it (mode 0700: layers hold guests' memory) where it is missing, and removes what
-    /// crashed writers left half-made in it.
+    /// Opens the directory, making it (mode 0700: layers hold guests' memory) where it is missing, and
+    /// removes what crashed writers left half-made in it.
     ///
     /// # Errors
     /// [`MemoryError::Io`] where the directory cannot be made, read or cleaned.
@@ -103,10 +103,12 @@ impl LayerDir {
     /// Removes every layer that is not in `keep` and returns the disk space this freed.
     ///
     /// `keep` has to name the layers of every image that uses the directory, of those included that are being
-    /// imported at this moment: hold imports off while collecting. Readers that are open keep their layers' content.
+    /// imported at this moment: hold imports off while collecting. Readers that are open keep their layers'
+    /// content.
     ///
     /// # Errors
-    /// [`MemoryError::Io`] at the first file that cannot be removed; those before it are gone. It can be repeated.
+    /// [`MemoryError::Io`] at the first file that cannot be removed; those before it are gone. It can be
+    /// repeated.
     pub fn retain(&self, keep: &BTreeSet<LayerId>) -> Result<Bytes, MemoryError> {
         let mut freed = 0;
         for id in self.list()?.difference(keep) {

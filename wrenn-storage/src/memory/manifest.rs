@@ -1,7 +1,7 @@
 //! The manifest's bytes, as `wrenn-storage/FORMAT.md` specifies them.
 //!
-//! A manifest is untrusted: its checksum is computed in one pass of constant memory, and a second pass decodes it
-//! and stops at the first thing that cannot be, so memory is never taken for a count alone.
+//! A manifest is untrusted: its checksum is computed in one pass of constant memory, and a second pass
+//! decodes it and stops at the first thing that cannot be, so memory is never taken for a count alone.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -176,7 +176,7 @@ impl Header {
 /// The number of pages of a guest of `size` bytes, where such a guest can be.
 pub(super) fn pages_of(size: u64) -> Option<u32> {
     let pages = size / PAGE_SIZE;
-    (size % PAGE_SIZE == 0 && (1..=MAX_PAGES).contains(&pages)).then_some(pages as u32)
+    (size.is_multiple_of(PAGE_SIZE) && (1..=MAX_PAGES).contains(&pages)).then_some(pages as u32)
 }
 
 fn check_crc(input: &mut impl Read, covered: u64) -> Result<(), Fault> {

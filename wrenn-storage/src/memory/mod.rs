@@ -1,24 +1,25 @@
 //! Layered memory images: what a paused guest's memory held, page by page.
 //!
-//! An image is a *manifest* (one small file) over immutable *layers* (large files shared by images). The manifest
-//! maps every guest page to exactly one of: zero, or a place in one layer. `wrenn-storage/FORMAT.md` specifies the
-//! files byte by byte.
+//! An image is a *manifest* (one small file) over immutable *layers* (large files shared by images). The
+//! manifest maps every guest page to exactly one of: zero, or a place in one layer. `wrenn-storage/FORMAT.md`
+//! specifies the files byte by byte.
 //!
-//! - A full dump becomes a *flat* layer where it lies: a rename, and holes punched where it was zero. Offsets in
-//!   the layer are guest offsets, so the file can also be mapped as it is.
+//! - A full dump becomes a *flat* layer where it lies: a rename, and holes punched where it was zero. Offsets
+//!   in the layer are guest offsets, so the file can also be mapped as it is.
 //! - A diff dump becomes a *packed* layer: the dirtied pages that are not zero, back to back.
 //! - The manifest of a diff is flattened: a lookup is one binary search however many generations there are.
 //!
 //! Invariants:
-//! - **In a diff a hole means "as before" and data means "this content"; data that is all zero becomes an explicit
-//!   zero extent.** It is never dropped as if it were a hole, which would bring old content back. So a diff dump
-//!   is only read where the file system tells holes from data page by page (checked, see [`MemoryError::CoarseHoles`]).
-//! - A layer never changes once it has its name. Every 64 KiB block of it has a checksum, and no byte of a block is
-//!   handed out before the block was checked.
-//! - Files get their names durably, a layer before the manifest that needs it. A crash leaves at most a layer that
-//!   nothing refers to, which [`LayerDir::retain`] removes.
-//! - Manifests and layers are untrusted input: every count is bounded before it is believed, and a damaged file is
-//!   a typed error, never a panic and never other content.
+//! - **In a diff a hole means "as before" and data means "this content"; data that is all zero becomes an
+//!   explicit zero extent.** It is never dropped as if it were a hole, which would bring old content back. So
+//!   a diff dump is only read where the file system tells holes from data page by page (checked, see
+//!   [`MemoryError::CoarseHoles`]).
+//! - A layer never changes once it has its name. Every 64 KiB block of it has a checksum, and no byte of a
+//!   block is handed out before the block was checked.
+//! - Files get their names durably, a layer before the manifest that needs it. A crash leaves at most a layer
+//!   that nothing refers to, which [`LayerDir::retain`] removes.
+//! - Manifests and layers are untrusted input: every count is bounded before it is believed, and a damaged
+//!   file is a typed error, never a panic and never other content.
 
 mod dump;
 mod error;

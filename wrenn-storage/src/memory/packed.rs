@@ -90,7 +90,7 @@ impl PackedLayer {
             Ok(())
         })?;
         let file = file.expect("a published layer was committed");
-        Ok(Layer::new(record, file, sums))
+        Ok(Layer::new(record, path, file, sums))
     }
 
     fn flush(&mut self) -> Result<(), MemoryError> {

@@ -56,8 +56,8 @@ impl MemoryReader {
         u64::from(self.content.map.pages()) * PAGE_SIZE
     }
 
-    /// What the memory holds from byte `offset` on: one run, of at most `max` bytes but at least to the end of the
-    /// page that `offset` is in. Beyond the guest's memory it is a run of length 0.
+    /// What the memory holds from byte `offset` on: one run, of at most `max` bytes but at least to the end
+    /// of the page that `offset` is in. Beyond the guest's memory it is a run of length 0.
     ///
     /// The cost is one binary search.
     pub fn lookup(&self, offset: u64, max: u64) -> MemoryRun {
@@ -74,8 +74,9 @@ impl MemoryReader {
     /// Fills `buf` with the memory from byte `offset` on, across as many runs as it takes.
     ///
     /// # Errors
-    /// [`MemoryError::Corrupt`] where storage no longer holds what was written, [`MemoryError::LayerLength`] where a
-    /// layer was cut off since it was opened, [`MemoryError::OutOfRange`], [`MemoryError::Io`]. What `buf` holds is unspecified then.
+    /// [`MemoryError::Corrupt`] where storage no longer holds what was written, [`MemoryError::LayerLength`]
+    /// where a layer was cut off since it was opened, [`MemoryError::OutOfRange`], [`MemoryError::Io`]. What
+    /// `buf` holds is unspecified then.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len() as u64;
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {

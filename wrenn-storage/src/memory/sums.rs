@@ -1,7 +1,7 @@
 //! The checksum table of a layer: one CRC32C per 64 KiB block, in a file of its own beside it.
 //!
-//! A table of its own lets a reader check only the blocks it touches, and lets a layer stay a plain copy of guest
-//! memory that can be mapped. The table's own checksum is in the manifest.
+//! A table of its own lets a reader check only the blocks it touches, and lets a layer stay a plain copy of
+//! guest memory that can be mapped. The table's own checksum is in the manifest.
 
 /// The bytes that one checksum covers.
 pub(super) const BLOCK: usize = 64 * 1024;

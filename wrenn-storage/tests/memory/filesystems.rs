@@ -79,7 +79,8 @@ fn check_rule(parent: &Path) {
     }
 }
 
-/// A diff dump whose writer extended the file page by page, which makes some file systems reserve space ahead.
+/// A diff dump whose writer extended the file page by page, which makes some file systems reserve space
+/// ahead.
 fn check_extending_writer(parent: &Path) {
     let place = Place::below(parent);
     let mut guest = Guest::new(4096);

@@ -46,7 +46,8 @@ fn images_of_version_1_are_read_and_written_the_same() {
     }
 }
 
-/// Writes the golden files anew: `cargo test -p wrenn-storage -- --ignored write_golden_files`, for a new version.
+/// Writes the golden files anew: `cargo test -p wrenn-storage -- --ignored write_golden_files`, for a new
+/// version.
 #[test]
 #[ignore = "writes files that are checked in"]
 fn write_golden_files() {

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
 };
@@ -22,12 +24,11 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the TAP `name`, whose frames are to begin with a header of `header` bytes.
+    /// Attaches to the existing TAP `name`, whose frames are to begin with a header of `header` bytes.
     pub(super) fn open(name: &str, header: usize) -> io::Result<Self> {
-        // TUNSETIFF takes an empty name, or a pattern, as a wish for a new interface.
-        if name.is_empty() || name.contains('%') {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        // TUNSETIFF makes an interface where there is none, and a guest on that would be connected to nothing.
+        let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+        name_to_index(&socket, name)?;
         let tun =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         sys::attach_tap(tun.as_fd(), name, header as libc::c_int)?;

@@ -201,14 +201,16 @@ fn interfaces_that_cannot_be_had_are_named() {
     let interface = |change: fn(&mut NetworkInterface)| {
         let mut interface = NetworkInterface {
             iface_id: "eth0".into(),
-            host_dev_name: "wrenn-none%d".into(),
+            host_dev_name: "wrenn-none".into(),
             ..NetworkInterface::default()
         };
         change(&mut interface);
         interface
     };
     for (interface, part) in [
-        (interface(|_| {}), "cannot use the TAP device \"wrenn-none%d\""),
+        (interface(|_| {}), "cannot use the TAP device \"wrenn-none\""),
+        (interface(|i| i.host_dev_name = "lo".into()), "cannot use the TAP device \"lo\""),
+        (interface(|i| i.host_dev_name = "tap%d".into()), "cannot use the TAP device \"tap%d\""),
         (interface(|i| i.host_dev_name = String::new()), "cannot use the TAP device \"\""),
         (interface(|i| i.host_dev_name = "a-name-that-is-too-long".into()), "cannot use the TAP device"),
         (interface(|i| i.guest_mac = Some("x".into())), "six hexadecimal bytes"),
