@@ -12,7 +12,7 @@ use wrenn_base::{Reaper, SandboxId, UndoList};
 use wrenn_vmm::{MonitorProgram, MonitorSpec};
 
 /// Long enough for an emulated machine; a test that waits this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A directory for one monitor, and the undo list that ends it.
 pub struct Scene {

@@ -25,8 +25,11 @@ pub(crate) fn files(dir: &Path) -> Option<(PathBuf, PathBuf)> {
     let mut ramdisk = Vec::new();
     add(&mut ramdisk, "init", 0o100_755, &program());
     // In the order they need each other.
-    for (index, driver) in ["pvpanic.ko", "pvpanic-mmio.ko"].iter().enumerate() {
-        let found = entries(&registered).find(|(name, _)| name.rsplit('/').next() == Some(driver));
+    for (index, driver) in ["pvpanic.ko", "pvpanic_mmio.ko"].iter().enumerate() {
+        // A module's file may have '-' where its name has '_'.
+        let is_it =
+            |name: &str| name.rsplit('/').next().is_some_and(|file| file.replace('-', "_") == *driver);
+        let found = entries(&registered).find(|(name, _)| is_it(name));
         if let Some((_, content)) = found {
             add(&mut ramdisk, &format!("{index}.ko"), 0o100_644, content);
         }
