@@ -30,7 +30,8 @@ fn kernel_package(bench: &Bench, modules: &[(&str, &str)], builtin: &str) -> Pat
         let object = modules_dir.join("kernel/drivers/deep").join(format!("{name}.ko"));
         run("cc", &["-c", "-o", object.to_str().unwrap(), source.to_str().unwrap()]);
     }
-    let control = "Package: linux-image-test\nVersion: 1\nArchitecture: all\nMaintainer: test\nDescription: test\n";
+    let control =
+        "Package: linux-image-test\nVersion: 1\nArchitecture: all\nMaintainer: test\nDescription: test\n";
     fs::write(root.join("DEBIAN/control"), control).unwrap();
     let deb = bench.path("linux-image-test.deb");
     run("dpkg-deb", &["--build", "-Znone", root.to_str().unwrap(), deb.to_str().unwrap()]);

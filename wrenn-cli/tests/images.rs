@@ -159,7 +159,11 @@ fn a_hostile_archive_reaches_nothing_outside() {
             "outside of destination",
         ),
         ("hard-link-absolute", &[("stolen", EntryType::Link, secret)], "outside of the archive"),
-        ("hard-link-dotdot", &[("stolen", EntryType::Link, "../../../victim/secret")], "outside of the archive"),
+        (
+            "hard-link-dotdot",
+            &[("stolen", EntryType::Link, "../../../victim/secret")],
+            "outside of the archive",
+        ),
         (
             "hard-link-through-symlink",
             &[("out", EntryType::Symlink, outside), ("stolen", EntryType::Link, "out/secret")],

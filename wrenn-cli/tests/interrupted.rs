@@ -28,6 +28,8 @@ fn start(bench: &Bench) -> (Child, File) {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in [("first", vec![1; 200_000]), ("second", vec![2; 2_000_000])] {
         let mut header = tar::Header::new_gnu();
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
         tar.append_data(&mut header, name, &content[..]).unwrap();
@@ -45,9 +47,10 @@ fn start(bench: &Bench) -> (Child, File) {
 }
 
 fn unpacked_something(bench: &Bench) -> bool {
-    bench.staged().iter().any(|name| {
-        bench.data().join("images").join(name).join("scratch/root/first").exists()
-    })
+    bench
+        .staged()
+        .iter()
+        .any(|name| bench.data().join("images").join(name).join("scratch/root/first").exists())
 }
 
 fn interrupt(bench: &Bench, signal: Signal) -> ExitStatus {

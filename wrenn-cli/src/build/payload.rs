@@ -128,21 +128,24 @@ mod tests {
 
     #[test]
     fn the_elf_comes_out_whatever_it_was_packed_with() {
-        let elf: Vec<u8> =
-            b"\x7fELF".iter().copied().chain((0..100_000_u32).flat_map(u32::to_le_bytes)).collect();
+        let elf: Vec<u8> = b"\x7fELF"
+            .iter()
+            .copied()
+            .chain((0..3_000_000_u32).flat_map(|n| (n / 9).to_le_bytes()))
+            .collect();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&elf).unwrap();
         let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
         xz.write_all(&elf).unwrap();
-        let legacy = lz4_flex::frame::FrameInfo::new().legacy_frame(true);
-        let mut lz4 = lz4_flex::frame::FrameEncoder::with_frame_info(legacy, Vec::new());
-        lz4.write_all(&elf).unwrap();
-        for mut packed in [
-            gzip.finish().unwrap(),
-            lz4.finish().unwrap(),
-            xz.finish().unwrap(),
-            zstd::encode_all(&elf[..], 1).unwrap(),
-        ] {
+        // The old frame format, by hand: its magic number, then blocks of 8 MiB at most with their lengths.
+        let mut lz4 = vec![0x02, 0x21, 0x4c, 0x18];
+        for block in elf.chunks(8 << 20).map(lz4_flex::block::compress) {
+            lz4.extend_from_slice(&(block.len() as u32).to_le_bytes());
+            lz4.extend_from_slice(&block);
+        }
+        for mut packed in
+            [gzip.finish().unwrap(), lz4, xz.finish().unwrap(), zstd::encode_all(&elf[..], 1).unwrap()]
+        {
             // The kernel's build appends the unpacked size.
             packed.extend_from_slice(&(elf.len() as u32).to_le_bytes());
             assert!(extract(&bz_image(&packed)).unwrap() == elf);

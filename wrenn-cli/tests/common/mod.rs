@@ -1,5 +1,6 @@
 //! Running the `wrenn` command on a data directory of the test's own.
 #![allow(clippy::disallowed_methods, reason = "tests run programs")]
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

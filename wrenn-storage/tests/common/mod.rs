@@ -1,4 +1,5 @@
 //! What every root-disk backend has to do, as one body of tests for all of them.
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
