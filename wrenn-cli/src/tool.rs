@@ -37,17 +37,18 @@ impl Tool {
     /// # Errors
     /// [`BuildError::MissingTool`].
     pub(crate) fn find(name: &'static str, package: &'static str) -> Result<Self, BuildError> {
-        // Administrators' tools are not on everybody's PATH.
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path)
-            .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-            .map(|dir| dir.join(name))
-            .find(|program| program.is_file())
-            .ok_or(BuildError::MissingTool { tool: name, package })?;
-        #[allow(clippy::disallowed_methods, reason = "building images is what these tools are for")]
-        let mut command = Command::new(found);
-        command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
-        sys::end_with_us(&mut command);
+        Ok(Self { name, command: command(&program(name, package)?) })
+    }
+
+    /// As [`find`](Self::find), for a program that starts others and mounts file systems: it runs in a process and a
+    /// mount namespace of its own, so that nothing of all that outlives it. Needs root.
+    ///
+    /// # Errors
+    /// [`BuildError::MissingTool`].
+    pub(crate) fn find_contained(name: &'static str, package: &'static str) -> Result<Self, BuildError> {
+        let program = program(name, package)?;
+        let mut command = command(&self::program("unshare", "util-linux")?);
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--"]).arg(program);
         Ok(Self { name, command })
     }
 
@@ -68,12 +69,6 @@ impl Tool {
 
     pub(crate) fn current_dir(mut self, dir: &Path) -> Self {
         self.command.current_dir(dir);
-        self
-    }
-
-    /// Runs it in a mount namespace of its own. Needs root.
-    pub(crate) fn with_private_mounts(mut self) -> Self {
-        sys::keep_mounts_private(&mut self.command);
         self
     }
 
@@ -117,6 +112,24 @@ impl Tool {
         }
         Err(BuildError::ToolFailed { tool: name, status, said: Vec::from(last).join("\n  ") })
     }
+}
+
+fn program(name: &'static str, package: &'static str) -> Result<PathBuf, BuildError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Administrators' tools are not on everybody's PATH.
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+        .ok_or(BuildError::MissingTool { tool: name, package })
+}
+
+fn command(program: &Path) -> Command {
+    #[allow(clippy::disallowed_methods, reason = "building images is what these tools are for")]
+    let mut command = Command::new(program);
+    command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+    sys::end_with_us(&mut command);
+    command
 }
 
 /// What `pipe` says, line by line, whatever its encoding and however long its lines.

@@ -33,7 +33,7 @@ const LEFT_OUT: [&str; 4] = [
 /// [`BuildError::NotRoot`], [`BuildError::MissingTool`] or mmdebstrap's own failure.
 pub(crate) fn bootstrap(root: &Path, scratch: &Path, extra: &[String]) -> Result<(), BuildError> {
     require_root("making a Debian image")?;
-    let tool = Tool::find("mmdebstrap", "mmdebstrap")?;
+    let tool = Tool::find_contained("mmdebstrap", "mmdebstrap")?;
     let step = Step::begin(format!("installing Debian {}", sources::RELEASE));
     let sources = Sources::of_this_machine(&step)?;
     let packages =
@@ -46,9 +46,7 @@ pub(crate) fn bootstrap(root: &Path, scratch: &Path, extra: &[String]) -> Result
         .arg(format!(
             "--customize-hook=chroot \"$1\" useradd --uid {USER_ID} --user-group --create-home --shell /bin/bash {USER}"
         ))
-        .env("TMPDIR", scratch)
-        // It mounts /proc, /sys and parts of /dev below the new root.
-        .with_private_mounts();
+        .env("TMPDIR", scratch);
     if Path::new(MERGED_USR).is_dir() {
         tool = tool.arg(option("--hook-dir", MERGED_USR));
     }
