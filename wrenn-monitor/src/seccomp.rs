@@ -40,7 +40,9 @@ pub(crate) struct SeccompError {
 pub(crate) fn apply(thread: Thread) -> Result<(), SeccompError> {
     let failed = |source| SeccompError { thread, source };
     let program = filter(thread).map_err(|e| failed(e.into()))?;
-    seccompiler::apply_filter(&program).map_err(failed)
+    seccompiler::apply_filter(&program).map_err(failed)?;
+    log::debug!("system calls are restricted to those of the {thread:?} thread");
+    Ok(())
 }
 
 /// What every thread needs: memory, locks, time, the log and the console, an orderly end.
@@ -59,6 +61,7 @@ const COMMON: &[c_long] = &[
     sys::SYS_madvise,
     sys::SYS_mremap,
     sys::SYS_munmap,
+    sys::SYS_poll,
     sys::SYS_ppoll,
     sys::SYS_read,
     sys::SYS_restart_syscall,
@@ -155,4 +158,54 @@ fn filter(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
 /// Allows a call whose argument number `arg` compares to `value` as `how` says.
 fn rule(arg: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(arg, SeccompCmpArgLen::Dword, how, value)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::UdpSocket;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus};
+
+    use super::*;
+
+    /// What a restricted process tries to do, and whether it survives that.
+    const ATTEMPTS: [(&str, Thread, fn(), bool); 6] = [
+        ("allocate", Thread::Api, || drop(std::hint::black_box(vec![1u8; 8 << 20])), true),
+        ("open", Thread::Api, || drop(File::open("/dev/null")), false),
+        ("open", Thread::Main, || drop(File::open("/dev/null")), true),
+        ("network", Thread::Main, || drop(UdpSocket::bind("127.0.0.1:0")), false),
+        ("spawn", Thread::Main, || drop(std::thread::spawn(|| ()).join()), true),
+        ("spawn", Thread::Vcpu, || drop(std::thread::spawn(|| ()).join()), false),
+    ];
+    const WHICH: &str = "WRENN_TEST_SECCOMP_ATTEMPT";
+
+    /// Runs in a process of its own, started by the test below.
+    #[test]
+    fn attempt() {
+        let Ok(which) = std::env::var(WHICH) else { return };
+        let (_, thread, act, _) = ATTEMPTS[which.parse::<usize>().unwrap()];
+        apply(thread).unwrap();
+        act();
+        // The test harness itself would need more than is allowed.
+        std::process::exit(0);
+    }
+
+    fn outcome(which: usize) -> ExitStatus {
+        #[allow(clippy::disallowed_methods)] // A filter cannot be lifted, so each needs a process of its own.
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let args = ["--exact", "seccomp::tests::attempt", "--test-threads", "1"];
+        command.args(args).env(WHICH, which.to_string()).output().unwrap().status
+    }
+
+    #[test]
+    fn each_thread_may_do_its_work_and_nothing_else() {
+        for (index, (what, thread, _, survives)) in ATTEMPTS.into_iter().enumerate() {
+            let status = outcome(index);
+            match survives {
+                true => assert!(status.success(), "{what} in {thread:?}: {status}"),
+                false => assert_eq!(status.signal(), Some(libc::SIGSYS), "{what} in {thread:?}: {status}"),
+            }
+        }
+    }
 }

@@ -13,12 +13,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use machine::faults::FaultServer;
-use machine::{Monitor, SnapshotFiles, initramfs, kernel, scratch};
+use machine::{Monitor, SnapshotFiles, initramfs, kernel, merge, scratch};
 use pattern::{Checksum, Pattern};
 
-const DISK: u64 = 32 << 20;
+const DISK: u64 = 16 << 20;
 const PIECE: usize = 256 * 1024;
-const TRAFFIC: u64 = 4 << 20;
+const TRAFFIC: u64 = 2 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The address of the network of four that a test has to itself: guest and host.
@@ -77,7 +77,7 @@ impl Guest {
         let monitor = Monitor::start(dir, "boot");
         monitor.put(
             "/machine-config",
-            &format!(r#"{{"vcpu_count":{vcpus},"mem_size_mib":192,"track_dirty_pages":true}}"#),
+            &format!(r#"{{"vcpu_count":{vcpus},"mem_size_mib":128,"track_dirty_pages":true}}"#),
         );
         let args = format!("console=ttyS0 quiet loglevel=1 reboot=k panic=-1 guest.ip={address}");
         monitor.put(
@@ -220,6 +220,7 @@ fn a_busy_disk_survives_snapshot_after_snapshot() {
     let Some(mut guest) = Guest::boot(dir.path(), &tap, 1, 1) else { return };
     guest.ask("busy");
     let mut server: Option<FaultServer> = None;
+    let mut memory: Option<PathBuf> = None;
     for round in 0..4 {
         let laps: u64 = guest.ask("laps").parse().unwrap();
         guest.exchange(round);
@@ -232,8 +233,18 @@ fn a_busy_disk_survives_snapshot_after_snapshot() {
             );
         }
         guest.monitor.pause();
-        let files = SnapshotFiles::new(dir.path(), &format!("round{round}"));
-        guest.monitor.snapshot("Full", &files);
+        let mut files = SnapshotFiles::new(dir.path(), &format!("round{round}"));
+        match memory.take() {
+            None => guest.monitor.snapshot("Full", &files),
+            Some(base) => {
+                guest.monitor.snapshot("Diff", &files);
+                // Not over the file that the machine still runs from.
+                let whole = dir.path().join(format!("round{round}.whole"));
+                std::fs::copy(&base, &whole).unwrap();
+                merge(&whole, &files.memory);
+                files.memory = whole;
+            }
+        }
         let Guest { monitor, address, disk } = guest;
         // It lets go of its TAP, which the next one takes.
         drop(monitor);
@@ -246,6 +257,7 @@ fn a_busy_disk_survives_snapshot_after_snapshot() {
             server = Some(FaultServer::start(&socket, &files.memory));
             load(dir.path(), &name, &files, ("Uffd", &socket), &tap)
         };
+        memory = Some(files.memory);
         guest = Guest { monitor, address, disk };
     }
     guest.exchange(9);

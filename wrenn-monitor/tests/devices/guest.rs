@@ -18,6 +18,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
@@ -41,7 +42,11 @@ fn main() {
     }
     for path in std::fs::read_to_string("/modules.list").expect("there are modules").lines() {
         let module = File::open(path).expect("the module is there");
-        finit_module(&module, &CString::default(), 0).unwrap_or_else(|error| panic!("{path}: {error}"));
+        match finit_module(&module, &CString::default(), 0) {
+            // Also if the kernel has it built in.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => panic!("{path}: {error}"),
+        }
     }
     let cmdline = std::fs::read_to_string("/proc/cmdline").expect("the kernel tells its command line");
     let ip = cmdline.split_whitespace().find_map(|word| word.strip_prefix("guest.ip=")).expect("an address");

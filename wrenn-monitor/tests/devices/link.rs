@@ -11,8 +11,10 @@ use rustix::net::{
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
-/// Request, acknowledge, create, exclusive.
-const FLAGS: u16 = 0x605;
+/// Request, acknowledge.
+const CHANGE: u16 = 0x5;
+/// Request, acknowledge, create.
+const CREATE: u16 = 0x405;
 const IFF_UP: u32 = 1;
 const IFA_LOCAL: u16 = 2;
 const AF_INET: u8 = 2;
@@ -26,21 +28,21 @@ pub(crate) fn bring_up(name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<
     body.extend(8u16.to_ne_bytes());
     body.extend(IFA_LOCAL.to_ne_bytes());
     body.extend(address.octets());
-    request(RTM_NEWADDR, &body)?;
+    request(RTM_NEWADDR, CREATE, &body)?;
     // ifinfomsg: family, pad, type, index, flags, mask of flags.
     let mut body = vec![0; 4];
     for word in [index, IFF_UP, IFF_UP] {
         body.extend(word.to_ne_bytes());
     }
-    request(RTM_NEWLINK, &body)
+    request(RTM_NEWLINK, CHANGE, &body)
 }
 
 /// Sends one message, and expects its acknowledgement.
-fn request(kind: u16, body: &[u8]) -> io::Result<()> {
+fn request(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
     let mut message = (16 + body.len() as u32).to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
-    message.extend(FLAGS.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
     sendto(&socket, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
