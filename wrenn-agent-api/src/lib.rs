@@ -33,7 +33,14 @@ pub const KEEPALIVE_HEADER: &str = "keepalive-ping-interval";
 pub const MAX_OUTPUT_CHUNK: usize = 32 * 1024;
 
 /// Code generated from `proto/*.proto`: one module per protobuf package.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, rust_2018_idioms, clippy::all, clippy::pedantic)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    rust_2018_idioms,
+    clippy::all,
+    clippy::pedantic
+)]
 pub mod proto {
     connectrpc::include_generated!();
 }

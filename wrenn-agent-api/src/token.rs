@@ -27,7 +27,11 @@ impl AccessToken {
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidToken> {
         let text = text.into();
         let fits = (1..=Self::MAX_LEN).contains(&text.len());
-        if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(Self(text)) } else { Err(InvalidToken) }
+        if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidToken)
+        }
     }
 
     /// A fresh token of 256 random bits, in lower-case hexadecimal.

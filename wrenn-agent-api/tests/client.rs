@@ -124,7 +124,8 @@ async fn somebody_who_never_answers() {
         assert!(matches!(error, AgentError::Timeout { .. }) && error.is_unreachable(), "{error:?}");
     }
     // Nor a dial that hangs.
-    let dial: Dial = Arc::new(|| -> Pin<Box<dyn Future<Output = _> + Send>> { Box::pin(std::future::pending()) });
+    let dial: Dial =
+        Arc::new(|| -> Pin<Box<dyn Future<Output = _> + Send>> { Box::pin(std::future::pending()) });
     let client = AgentClient::new(dial, AccessToken::new("t").unwrap());
     let error = client.with_time_limit(Duration::from_millis(100)).health().await.unwrap_err();
     assert!(matches!(error, AgentError::Timeout { .. }), "{error:?}");

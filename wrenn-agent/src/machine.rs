@@ -33,7 +33,8 @@ impl Machine {
         }
         // Randomness first: whatever runs from here on must not share a clone's.
         if !adjustment.entropy.is_empty() {
-            sys::add_entropy(&adjustment.entropy).map_err(|e| format!("cannot reseed the random generator: {e}"))?;
+            sys::add_entropy(&adjustment.entropy)
+                .map_err(|e| format!("cannot reseed the random generator: {e}"))?;
         }
         if let Some(time) = adjustment.time {
             set_clock(time).map_err(|e| format!("cannot set the clock: {e}"))?;

@@ -23,12 +23,7 @@ pub(crate) struct Identity {
 /// Makes `command` lead a session of its own, in `cwd`, as `identity` (`None`: as this process).
 ///
 /// With `terminal` its standard input becomes the session's controlling terminal.
-pub(crate) fn enter_on_exec(
-    command: &mut Command,
-    identity: Option<Identity>,
-    cwd: CString,
-    terminal: bool,
-) {
+pub(crate) fn enter_on_exec(command: &mut Command, identity: Option<Identity>, cwd: CString, terminal: bool) {
     let identity = identity.map(|identity| {
         let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid), groups)

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn groups_are_the_primary_and_those_that_list_the_user() {
-        let group = "root:x:0:\nsudo:x:27:user\nmore:x:1001:user\nusers:x:100:a,user,b\nno:x:5:user2\nbad:x:z:user\n";
+        let group =
+            "root:x:0:\nsudo:x:27:user\nmore:x:1001:user\nusers:x:100:a,user,b\nno:x:5:user2\nbad:x:z:user\n";
         assert_eq!(groups_of(group, "user", 1001), [1001, 27, 100]);
         assert_eq!(groups_of("", "user", 7), [7]);
     }

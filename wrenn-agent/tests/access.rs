@@ -5,7 +5,7 @@ mod support;
 use serde_json::json;
 use support::http::send;
 use support::{TestAgent, eventually, finish, sh, shell};
-use wrenn_agent_api::{AccessToken, AgentError, Init, ProcessEvent};
+use wrenn_agent_api::{AccessToken, AgentClient, AgentError, Init, ProcessEvent};
 
 const ROUTES: &[&str] = &[
     "GET /files?path=/etc/passwd",
@@ -126,7 +126,28 @@ async fn signed_urls_work_until_they_expire() {
     assert_eq!(send(agent.address, &target(&sign("read", "", None)), &post, b"x").await.status, 401);
     assert_eq!(send(agent.address, &target(&sign("write", "", None)), &post, b"new").await.status, 200);
     assert_eq!(std::fs::read(&path).unwrap(), b"new");
-    assert_eq!(send(agent.address, &format!("GET /envs?{}", sign("read", "", None)), &[], b"").await.status, 401);
+    assert_eq!(
+        send(agent.address, &format!("GET /envs?{}", sign("read", "", None)), &[], b"").await.status,
+        401
+    );
+}
+
+#[tokio::test]
+async fn one_connection_serves_call_after_call() {
+    let agent = TestAgent::start();
+    let (dial, dials) = support::counting_dial(agent.address);
+    let client = AgentClient::new(dial, AccessToken::random());
+    client.init(Init::now()).await.unwrap();
+    for _ in 0..20 {
+        client.health().await.unwrap();
+        assert_eq!(sh(&client, "echo hello").await.stdout, b"hello\n");
+        client.start(shell("").cwd("/nope")).await.unwrap_err();
+        client.write_file("/tmp/../nope\0", "").await.unwrap_err();
+        client.read_file("/nope").await.unwrap_err();
+        client.read_file("/etc/passwd").await.unwrap().collect(1 << 20).await.unwrap();
+    }
+    let dials = dials.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(dials <= 3, "{dials} connections for 120 calls, one after the other");
 }
 
 #[tokio::test]

@@ -24,7 +24,9 @@ async fn output_status_and_order() {
     }
     assert!(matches!(events[0], ProcessEvent::Start { pid: first, .. } if first == pid));
     assert_eq!(events[1], ProcessEvent::Stdout(Bytes::from_static(b"x\n")));
-    assert!(matches!(&events[2], ProcessEvent::End { exit_code: 0, status, .. } if status == "exit status 0"));
+    assert!(
+        matches!(&events[2], ProcessEvent::End { exit_code: 0, status, .. } if status == "exit status 0")
+    );
     assert_eq!(events.len(), 3);
     assert_eq!(stream.next().await.unwrap(), None);
 
@@ -92,13 +94,15 @@ async fn a_command_survives_its_caller_and_its_output_is_drained() {
     let (_agent, client) = TestAgent::claimed().await;
     let dir = tempfile::tempdir().unwrap();
     let (go, done) = (dir.path().join("go"), dir.path().join("done"));
+    // First it is stuck because its caller does not read; then the caller goes.
     let script = format!(
-        "yes | head -c 300000; until test -e {0}; do sleep 0.05; done; yes | head -c 30000000; touch {1}",
+        "yes | head -c 30000000; until test -e {0}; do sleep 0.05; done; yes | head -c 30000000; touch {1}",
         go.display(),
         done.display()
     );
     let stream = client.start(shell(&script)).await.unwrap();
     let pid = stream.pid();
+    tokio::time::sleep(Duration::from_millis(300)).await;
     drop(stream);
     std::fs::write(&go, "").unwrap();
     eventually("the command finishes with nobody listening", || done.exists()).await;
@@ -196,16 +200,19 @@ async fn running_commands_are_listed_and_can_be_attached_to() {
 #[tokio::test]
 async fn a_time_limit_kills_also_when_nobody_listens() {
     let (_agent, client) = TestAgent::claimed().await;
-    let limited = || shell("sleep 1000 & sleep 1000").timeout(Duration::from_millis(300));
+    let limited = || shell("sleep 1000 & echo said; sleep 1000").timeout(Duration::from_millis(500));
     let mut stream = client.start(limited()).await.unwrap();
     let pid = stream.pid();
+    let mut said = Vec::new();
     let error = loop {
         match stream.next().await {
             Ok(Some(ProcessEvent::Start { .. })) => {}
+            Ok(Some(ProcessEvent::Stdout(bytes))) => said.extend_from_slice(&bytes),
             Ok(other) => panic!("{other:?}"),
             Err(error) => break error,
         }
     };
+    assert_eq!(said, b"said\n");
     assert!(matches!(error, AgentError::CommandTimeout), "{error:?}");
     eventually("it was killed", || !is_there(pid)).await;
     let pid = client.start(limited()).await.unwrap().pid();

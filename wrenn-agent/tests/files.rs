@@ -159,11 +159,10 @@ async fn an_upload_that_breaks_off_changes_nothing() {
     assert!(matches!(error, AgentError::Upload { .. }), "{error:?}");
     eventually("the staged file is gone", || entries() == 1).await;
     // The call is dropped in the middle.
-    let endless = stream::repeat_with(|| Ok::<_, std::io::Error>(piece(1)))
-        .then(|piece| async {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            piece
-        });
+    let endless = stream::repeat_with(|| Ok::<_, std::io::Error>(piece(1))).then(|piece| async {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        piece
+    });
     let call = client.write_file(name.as_str(), Upload::stream(endless, None));
     tokio::select! {
         _ = call => panic!("an endless upload ended"),
@@ -185,7 +184,9 @@ async fn a_full_disk_says_so() {
     }
     let (_agent, client) = TestAgent::claimed().await;
     let dir = tempfile::tempdir().unwrap();
-    if let Err(e) = rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), c"size=4m") {
+    if let Err(e) =
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), c"size=4m")
+    {
         eprintln!("SKIP: no small file system: {e}");
         return;
     }

@@ -48,7 +48,9 @@ async fn fifty_at_once_are_fifty_different_ones() {
     let (_agent, client) = TestAgent::claimed().await;
     let streams = futures_util::future::join_all((0..50).map(|n| {
         let client = client.clone();
-        async move { client.start(Command::new("sh").args(["-c", "cat; exit 5"]).stdin(true).tag(n.to_string())).await }
+        async move {
+            client.start(Command::new("sh").args(["-c", "cat; exit 5"]).stdin(true).tag(n.to_string())).await
+        }
     }))
     .await;
     let streams: Vec<_> = streams.into_iter().map(Result::unwrap).collect();

@@ -4,8 +4,8 @@
 mod support;
 
 use serde_json::json;
-use support::TestAgent;
 use support::http::{Answer, envelope, send};
+use support::{TestAgent, eventually};
 
 /// The headers of the Python library's streaming calls.
 const STREAM: &[&str] = &[
@@ -71,7 +71,8 @@ async fn a_start_stream_in_json() {
             (2, json!({})),
         ]
     );
-    let request = r#"{"process":{"cmd":"/bin/bash","args":["-l","-c","printf '\\377' >&2; exit 3"]},"stdin":false}"#;
+    let request =
+        r#"{"process":{"cmd":"/bin/bash","args":["-l","-c","printf '\\377' >&2; exit 3"]},"stdin":false}"#;
     let envelopes = stream(&agent, "Start", request, &[]).await.envelopes();
     assert_eq!(envelopes[1].1, json!({"event": {"data": {"stderr": "/w=="}}}));
     let end = json!({"exitCode": 3, "exited": true, "status": "exit status 3", "error": "exit status 3"});
@@ -104,7 +105,8 @@ async fn errors_before_the_first_event_end_the_stream() {
 #[tokio::test]
 async fn a_time_limit_ends_the_stream_with_its_code() {
     let (agent, _client) = TestAgent::claimed().await;
-    let headers: Vec<&str> = STREAM.iter().copied().filter(|header| !header.starts_with("connect-timeout")).collect();
+    let headers: Vec<&str> =
+        STREAM.iter().copied().filter(|header| !header.starts_with("connect-timeout")).collect();
     let headers = [&headers[..], &["connect-timeout-ms: 200"]].concat();
     let request = r#"{"process":{"cmd":"/bin/sleep","args":["1000"]},"stdin":false}"#;
     let answer = send(agent.address, "POST /process.Process/Start", &headers, &envelope(request)).await;
@@ -117,12 +119,16 @@ async fn a_time_limit_ends_the_stream_with_its_code() {
 #[tokio::test]
 async fn keepalives_come_in_the_pauses() {
     let (agent, _client) = TestAgent::claimed().await;
-    let headers: Vec<&str> = STREAM.iter().copied().filter(|header| !header.starts_with("keepalive")).collect();
+    let headers: Vec<&str> =
+        STREAM.iter().copied().filter(|header| !header.starts_with("keepalive")).collect();
     let headers = [&headers[..], &["keepalive-ping-interval: 1"]].concat();
     let request = r#"{"process":{"cmd":"/bin/sleep","args":["3"]},"stdin":false}"#;
     let answer = send(agent.address, "POST /process.Process/Start", &headers, &envelope(request)).await;
     let envelopes = answer.envelopes();
-    assert!(envelopes.iter().any(|(_, message)| *message == json!({"event": {"keepalive": {}}})), "{envelopes:?}");
+    assert!(
+        envelopes.iter().any(|(_, message)| *message == json!({"event": {"keepalive": {}}})),
+        "{envelopes:?}"
+    );
 }
 
 #[tokio::test]
@@ -167,6 +173,8 @@ async fn a_terminal() {
     let (agent, client) = TestAgent::claimed().await;
     let start = r#"{"process":{"cmd":"/bin/bash","args":["-i","-l"],"envs":{"TERM":"xterm-256color","LANG":"C.UTF-8",
         "LC_ALL":"C.UTF-8"}},"pty":{"size":{"cols":80,"rows":24}},"tag":"term"}"#;
+    let dir = tempfile::tempdir().unwrap();
+    let measured = dir.path().join("measured");
     // One caller reads while others type, as libraries do: the answer ends when the shell does.
     let reading = stream(&agent, "Start", start, &[]);
     let typing = async {
@@ -175,7 +183,9 @@ async fn a_terminal() {
             let encoded = base64(text);
             format!(r#"{{"process":{{"tag":"term"}},"input":{{"pty":"{encoded}"}}}}"#)
         };
-        assert_eq!(unary(&agent, "SendInput", &input("stty size; tty\n")).await.status, 200);
+        let typed = input(&format!("stty size; tty; touch {}\n", measured.display()));
+        assert_eq!(unary(&agent, "SendInput", &typed).await.status, 200);
+        eventually("the shell has asked for the first size", || measured.exists()).await;
         let resize = r#"{"process":{"tag":"term"},"pty":{"size":{"cols":100,"rows":30}}}"#;
         assert_eq!(unary(&agent, "Update", resize).await.status, 200);
         assert_eq!(unary(&agent, "SendInput", &input("stty size\n")).await.status, 200);
@@ -272,7 +282,10 @@ async fn plain_answers_are_what_libraries_expect() {
     let proc = send(agent.address, "GET /files?path=/proc/self/stat", &token, b"").await;
     assert!(proc.body.starts_with(agent.pid().to_string().as_bytes()));
     let metrics = send(agent.address, "GET /metrics", &token, b"").await.json();
-    assert!(metrics["mem_total"].as_u64() > metrics["mem_used"].as_u64() && metrics["cpu_count"].as_u64() > Some(0));
+    assert!(
+        metrics["mem_total"].as_u64() > metrics["mem_used"].as_u64()
+            && metrics["cpu_count"].as_u64() > Some(0)
+    );
     assert_eq!(send(agent.address, "GET /envs", &token, b"").await.json(), json!({}));
     assert_eq!(send(agent.address, "PUT /files?path=/tmp/x", &token, b"").await.status, 405);
     assert_eq!(send(agent.address, "GET /nowhere", &token, b"").await.status, 404);
@@ -291,7 +304,8 @@ async fn a_raw_body_may_be_packed() {
     ];
     // gzip of "zip", as the Python library sends it.
     let packed = [
-        0x1f, 0x8b, 8, 0, 9, 0xa9, 4, 0x6b, 2, 0xff, 0xab, 0xca, 0x2c, 0, 0, 0x46, 0x95, 0x1d, 0x42, 3, 0, 0, 0,
+        0x1f, 0x8b, 8, 0, 9, 0xa9, 4, 0x6b, 2, 0xff, 0xab, 0xca, 0x2c, 0, 0, 0x46, 0x95, 0x1d, 0x42, 3, 0, 0,
+        0,
     ];
     let target = format!("POST /files?path={path}&username=root");
     let answer = send(agent.address, &target, &headers, &packed).await;

@@ -81,10 +81,7 @@ impl Upload {
     /// A stream of pieces. `len` is their sum in bytes, where known; the agent then checks it.
     ///
     /// An error of the stream ends the upload and leaves the file as it was.
-    pub fn stream<E>(
-        pieces: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
-        len: Option<u64>,
-    ) -> Self
+    pub fn stream<E>(pieces: impl Stream<Item = Result<Bytes, E>> + Send + 'static, len: Option<u64>) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {

@@ -142,8 +142,9 @@ mod tests {
 
     #[test]
     fn a_new_token_takes_the_place_of_the_clients() {
-        let request =
-            Init::default().token(AccessToken::new("new").unwrap()).into_request(&AccessToken::new("old").unwrap());
+        let request = Init::default()
+            .token(AccessToken::new("new").unwrap())
+            .into_request(&AccessToken::new("old").unwrap());
         assert_eq!(request.access_token.as_deref(), Some("new"));
     }
 

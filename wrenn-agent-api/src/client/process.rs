@@ -20,6 +20,9 @@ use crate::proto::process::__buffa::oneof;
 /// How often a silent command's stream shows that the agent lives, in seconds.
 const KEEPALIVE_SECONDS: &str = "30";
 
+/// The longest time limit that the protocol can say, in milliseconds: ten digits.
+const MAX_TIMEOUT: u128 = 9_999_999_999;
+
 /// The most input that one request carries; more is sent as several, in order.
 const INPUT_PIECE: usize = 256 * 1024;
 
@@ -201,12 +204,16 @@ enum Events {
     Connect(ServerStream<WatchedBody, pb::ConnectResponseView<'static>>),
 }
 
-#[derive(PartialEq, Eq)]
 enum State {
     Starting,
     Running,
+    /// The end event has come; what closes the stream on the wire has not.
+    Ending(ProcessEvent),
     Ended,
 }
+
+/// How long the close of a stream may take after its end event: it comes along with it.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 const FOLLOW: &str = "following a command";
 
@@ -235,26 +242,30 @@ impl ProcessStream {
     /// [`AgentError::Disconnected`] when the connection broke: the command runs on, unless the guest is gone.
     /// After an error there are no more events.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, AgentError> {
-        match self.state {
-            State::Starting => {
-                self.state = State::Running;
-                Ok(Some(ProcessEvent::Start { pid: self.pid }))
-            }
-            State::Ended => Ok(None),
-            State::Running => match self.draw(FOLLOW).await {
-                Ok(Some(ProcessEvent::Start { .. })) => self.fail("a second start event"),
-                Ok(Some(event)) => {
-                    if matches!(event, ProcessEvent::End { .. }) {
-                        self.state = State::Ended;
-                    }
-                    Ok(Some(event))
-                }
-                Ok(None) => self.fail("the events stopped without an end event"),
+        if let State::Starting = self.state {
+            self.state = State::Running;
+            return Ok(Some(ProcessEvent::Start { pid: self.pid }));
+        }
+        if let State::Running = self.state {
+            match self.draw(FOLLOW).await {
+                Ok(Some(ProcessEvent::Start { .. })) => return self.fail("a second start event"),
+                Ok(Some(end @ ProcessEvent::End { .. })) => self.state = State::Ending(end),
+                Ok(Some(event)) => return Ok(Some(event)),
+                Ok(None) => return self.fail("the events stopped without an end event"),
                 Err(error) => {
                     self.state = State::Ended;
-                    Err(error)
+                    return Err(error);
                 }
-            },
+            }
+        }
+        if let State::Ending(_) = self.state {
+            // A connection can serve the next call only if this stream was read to its close. What went wrong
+            // there changes nothing about the command.
+            let _ = tokio::time::timeout(CLOSE_WAIT, self.draw(FOLLOW)).await;
+        }
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Ending(end) => Ok(Some(end)),
+            _ => Ok(None),
         }
     }
 
@@ -335,7 +346,8 @@ impl AgentClient {
         }
         if let Some(limit) = command.timeout {
             // By hand, because the library would also cut the stream here, where it can't know the true reason.
-            options = options.with_header("connect-timeout-ms", limit.as_millis().max(1).to_string());
+            options = options
+                .with_header("connect-timeout-ms", limit.as_millis().clamp(1, MAX_TIMEOUT).to_string());
         }
         let transport = self.transport();
         let client = pb::ProcessClient::new(transport.clone(), self.config());
@@ -388,11 +400,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// [`AgentError::NotFound`] if no such command runs.
-    pub async fn send_signal(
-        &self,
-        process: impl Into<Selector>,
-        signal: Signal,
-    ) -> Result<(), AgentError> {
+    pub async fn send_signal(&self, process: impl Into<Selector>, signal: Signal) -> Result<(), AgentError> {
         let signal = match signal {
             Signal::Terminate => pb::Signal::SIGNAL_SIGTERM,
             Signal::Kill => pb::Signal::SIGNAL_SIGKILL,

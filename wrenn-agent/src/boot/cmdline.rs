@@ -28,7 +28,8 @@ impl Settings {
         let mut settings =
             Self { root: "/dev/vda".into(), address: None, gateway: None, dns: Vec::new(), hostname: None };
         for word in cmdline.split_whitespace() {
-            let Some((name, value)) = word.strip_prefix("wrenn.").and_then(|word| word.split_once('=')) else {
+            let Some((name, value)) = word.strip_prefix("wrenn.").and_then(|word| word.split_once('='))
+            else {
                 continue;
             };
             settings.set(name, value).ok_or_else(|| format!("{word:?} is malformed"))?;

@@ -148,7 +148,10 @@ fn wait_for(path: &Path) -> Result<(), Failure> {
     while !path.exists() {
         if Instant::now() >= deadline {
             let what = format!("find {}", path.display());
-            return Err(Failure::new(what, format!("it did not appear within {DEVICE_WAIT:?}; is its driver loaded?")));
+            return Err(Failure::new(
+                what,
+                format!("it did not appear within {DEVICE_WAIT:?}; is its driver loaded?"),
+            ));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -30,6 +30,10 @@ fn load_one(path: &str, parameters: &str) -> io::Result<()> {
     let file = File::open(path)?;
     match finit_module(&file, &CString::new(parameters)?, 0) {
         Err(Errno::EXIST) => Ok(()),
+        // The file was there, so this is about symbols.
+        Err(Errno::NOENT) => {
+            Err(io::Error::other("it needs a module that comes later in the list, or not at all"))
+        }
         result => Ok(result?),
     }
 }

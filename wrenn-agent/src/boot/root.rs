@@ -34,7 +34,10 @@ pub(super) fn enter(device: &Path) -> Result<(), Failure> {
     // Access times would make pages dirty, and snapshots larger, for nothing.
     mount(device, SYSROOT, "ext4", MountFlags::NOATIME, c"").during(|| format!("mount {name}"))?;
     grow(&superblock, size).during(|| {
-        format!("grow the file system on {name} from {} to {size} bytes", superblock.blocks * superblock.block_size)
+        format!(
+            "grow the file system on {name} from {} to {size} bytes",
+            superblock.blocks * superblock.block_size
+        )
     })?;
     for directory in EARLY {
         let target = format!("{SYSROOT}{directory}");
@@ -52,7 +55,8 @@ fn inspect(device: &Path) -> io::Result<(Superblock, u64)> {
     let mut bytes = [0; 1024];
     file.seek(SeekFrom::Start(1024))?;
     file.read_exact(&mut bytes)?;
-    let superblock = Superblock::parse(&bytes).ok_or_else(|| io::Error::other("it holds no ext4 file system"))?;
+    let superblock =
+        Superblock::parse(&bytes).ok_or_else(|| io::Error::other("it holds no ext4 file system"))?;
     Ok((superblock, file.seek(SeekFrom::End(0))?))
 }
 

@@ -124,10 +124,13 @@ fn contents(opened: Opened) -> Body {
 
 fn read_error(path: &str, error: &io::Error) -> HttpError {
     match error.kind() {
-        io::ErrorKind::NotFound => HttpError::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist")),
-        io::ErrorKind::NotADirectory => {
-            HttpError::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist: it leads through a file"))
+        io::ErrorKind::NotFound => {
+            HttpError::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist"))
         }
+        io::ErrorKind::NotADirectory => HttpError::new(
+            StatusCode::NOT_FOUND,
+            format!("path '{path}' does not exist: it leads through a file"),
+        ),
         _ if is_impossible_path(error) => HttpError::bad_request(format!("path '{path}': {error}")),
         // Sockets, and devices without a driver.
         _ if error.raw_os_error() == Some(libc::ENXIO) => {

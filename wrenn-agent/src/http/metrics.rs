@@ -22,8 +22,9 @@ struct Ticks {
 impl Routes {
     pub(super) async fn metrics(&self) -> Result<Response<Body>, HttpError> {
         let read = |path: &str| {
-            fs::read_to_string(path)
-                .map_err(|e| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read {path}: {e}")))
+            fs::read_to_string(path).map_err(|e| {
+                HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read {path}: {e}"))
+            })
         };
         let (ticks, cpu_count) = parse_stat(&read("/proc/stat")?);
         let memory = read("/proc/meminfo")?;
@@ -90,7 +91,8 @@ mod tests {
 
     #[test]
     fn reads_what_proc_says() {
-        let stat = "cpu  10 0 20 60 10 0 0 0 5 0\ncpu0 5 0 10 30 5 0 0 0 0 0\ncpu1 5 0 10 30 5 0 0 0 0 0\nintr 1\n";
+        let stat =
+            "cpu  10 0 20 60 10 0 0 0 5 0\ncpu0 5 0 10 30 5 0 0 0 0 0\ncpu1 5 0 10 30 5 0 0 0 0 0\nintr 1\n";
         assert_eq!(parse_stat(stat), (Ticks { busy: 30, all: 100 }, 2));
         assert_eq!(parse_stat(""), (Ticks::default(), 0));
         let memory = "MemTotal:        1000 kB\nMemFree:  10 kB\nCached: x kB\n";

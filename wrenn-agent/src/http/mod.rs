@@ -16,7 +16,7 @@ mod upload;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use connectrpc::{ConnectRpcService, DeadlinePolicy};
+use connectrpc::ConnectRpcService;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -76,9 +76,7 @@ impl Routes {
         connections: Connections,
     ) -> Self {
         let service = ProcessService { processes, settings: settings.clone() };
-        let rpc = ConnectRpcService::new(ProcessServer::new(service))
-            // A call's time limit ends its stream, too; the command is killed by its own timer.
-            .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(true));
+        let rpc = ConnectRpcService::new(ProcessServer::new(service));
         Self { settings, machine, connections, cpu: CpuMeter::default(), rpc }
     }
 

@@ -65,7 +65,9 @@ mod tests {
 
     #[test]
     fn decodes_what_clients_send() {
-        let full = query("path=%2Fhome%2Fa+b%2B%C3%A4&username=bob&signature=v1_a%2Bb%3D&x=y&signature_expiration=5");
+        let full = query(
+            "path=%2Fhome%2Fa+b%2B%C3%A4&username=bob&signature=v1_a%2Bb%3D&x=y&signature_expiration=5",
+        );
         assert_eq!(full.path().unwrap(), Some("/home/a b+ä"));
         assert_eq!(full.username.as_deref(), Some("bob"));
         assert_eq!(full.signature.as_deref(), Some("v1_a+b="));

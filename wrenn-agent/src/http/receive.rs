@@ -117,7 +117,8 @@ async fn receive_form(
         }
         let path = delivery.path.clone().or_else(|| part.file_name().map(str::to_owned));
         let path = path.filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| HttpError::bad_request("a file part without a file name, and no path"))?;
+        let path =
+            path.ok_or_else(|| HttpError::bad_request("a file part without a file name, and no path"))?;
         if !seen.insert(paths::resolve(&path, &delivery.user.home)) {
             return Err(HttpError::bad_request(format!("path '{path}' comes twice in the form")));
         }
@@ -167,7 +168,8 @@ fn metadata(headers: &HeaderMap) -> Result<BTreeMap<String, String>, HttpError> 
     for (name, value) in headers {
         // Header names are lower case here.
         let Some(key) = name.as_str().strip_prefix("x-metadata-") else { continue };
-        let value = value.to_str().ok().filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        let value =
+            value.to_str().ok().filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         let value = value
             .ok_or_else(|| HttpError::bad_request(format!("metadata '{key}' is not printable ASCII")))?;
         size += key.len() + value.len();
@@ -236,7 +238,9 @@ mod tests {
         let mut doled = OneAtATime(pieces, true);
         let mut context = Context::from_waker(std::task::Waker::noop());
         for n in 0..3u8 {
-            assert!(matches!(doled.poll_next_unpin(&mut context), Poll::Ready(Some(Ok(piece))) if piece == [n][..]));
+            assert!(
+                matches!(doled.poll_next_unpin(&mut context), Poll::Ready(Some(Ok(piece))) if piece == [n][..])
+            );
             assert!(doled.poll_next_unpin(&mut context).is_pending());
         }
         assert!(matches!(doled.poll_next_unpin(&mut context), Poll::Ready(None)));

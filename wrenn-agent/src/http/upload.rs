@@ -2,12 +2,12 @@
 //!
 //! Dropping a staged file removes it. The destination changes by one rename, or not at all.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
-use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -90,7 +90,9 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
         match fs::read_link(&path) {
             Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
             // Not a link, or not there.
-            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => return Ok(path),
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
+                return Ok(path);
+            }
             Err(e) => return Err(e),
         }
     }

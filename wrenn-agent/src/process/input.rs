@@ -70,8 +70,7 @@ impl Input {
         };
         let _turn = turn.lock().await;
         while !bytes.is_empty() {
-            let written =
-                master.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            let written = master.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
             bytes = &bytes[written..];
         }
         Ok(())

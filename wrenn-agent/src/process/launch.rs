@@ -102,8 +102,10 @@ impl Ends {
     pub(super) fn into_async(self) -> io::Result<(Input, Output)> {
         match self {
             Self::Pipes { stdin, stdout, stderr } => {
-                let output =
-                    Output::pipes(pipe::Receiver::from_owned_fd(stdout)?, pipe::Receiver::from_owned_fd(stderr)?);
+                let output = Output::pipes(
+                    pipe::Receiver::from_owned_fd(stdout)?,
+                    pipe::Receiver::from_owned_fd(stderr)?,
+                );
                 let input = match stdin {
                     Some(stdin) => Input::pipe(pipe::Sender::from_owned_fd(stdin)?),
                     None => Input::Nothing,

@@ -17,6 +17,7 @@ mod pump;
 mod service;
 mod status;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ struct Process {
     child: Child,
     input: Input,
     outlet: Outlet,
+    /// Set before it is killed for having run too long.
+    timed_out: AtomicBool,
 }
 
 impl Process {
@@ -92,7 +95,8 @@ impl Processes {
                 }
             };
             let (outlet, stream) = Outlet::with_stream();
-            let process = Arc::new(Process { config, tag, child, input, outlet });
+            let process =
+                Arc::new(Process { config, tag, child, input, outlet, timed_out: AtomicBool::new(false) });
             this.lock().push(process.clone());
             tokio::spawn(this.clone().attend(process.clone(), output, deadline));
             Ok((process, stream))
@@ -141,7 +145,8 @@ async fn kill_at(deadline: Instant, process: Arc<Process>) {
     tokio::select! {
         _ = child.wait() => {}
         () = tokio::time::sleep_until(deadline) => {
-            // If it is gone by now, it made it after all.
+            process.timed_out.store(true, Ordering::Relaxed);
+            // If it is gone by now, its status says so, and it made it after all.
             let _ = process.signal(Signal::KILL);
         }
     }

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,6 +18,7 @@ use futures_util::{Stream, StreamExt, stream};
 use rustix::process::Signal;
 use rustix::termios::Winsize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use wrenn_agent_api::KEEPALIVE_HEADER;
 use wrenn_agent_api::proto::process as pb;
 use wrenn_agent_api::proto::process::__buffa::oneof;
@@ -27,6 +29,7 @@ use super::outlet::{Channel, Event};
 use super::status::end_event;
 use super::{Launch, Process, Processes};
 use crate::paths;
+use crate::reaper::Exit;
 use crate::settings::{Settings, UserError, is_env_pair};
 use crate::users::User;
 
@@ -59,9 +62,11 @@ impl pb::Process for ProcessService {
         let deadline = ctx.deadline().map(Into::into);
         let started = self.processes.start(launch, config, request.tag, deadline).await;
         let (process, events) = started.map_err(|e| start_error(&program, &e))?;
-        Response::stream_ok(follow(&process, events, keepalive(&ctx)).map(|event| {
-            event.map(|event| pb::StartResponse { event: event.into(), ..Default::default() })
-        }))
+        Response::stream_ok(
+            follow(process, events, keepalive(&ctx), Limit::OfCommand).map(|event| {
+                event.map(|event| pb::StartResponse { event: event.into(), ..Default::default() })
+            }),
+        )
     }
 
     async fn connect(
@@ -71,7 +76,8 @@ impl pb::Process for ProcessService {
     ) -> ServiceResult<ServiceStream<pb::ConnectResponse>> {
         let process = self.select(request.to_owned_message().process.into_option())?;
         let events = process.outlet.attach();
-        Response::stream_ok(follow(&process, events, keepalive(&ctx)).map(|event| {
+        let limit = Limit::OfCall(ctx.deadline().map(Into::into));
+        Response::stream_ok(follow(process, events, keepalive(&ctx), limit).map(|event| {
             event.map(|event| pb::ConnectResponse { event: event.into(), ..Default::default() })
         }))
     }
@@ -129,8 +135,8 @@ impl pb::Process for ProcessService {
                 }
                 Some(Event::Data(data)) => {
                     let process = process.as_ref();
-                    let process =
-                        process.ok_or_else(|| ConnectError::invalid_argument("data before the start event"))?;
+                    let process = process
+                        .ok_or_else(|| ConnectError::invalid_argument("data before the start event"))?;
                     write(process, data.input.into_option()).await?;
                 }
                 Some(Event::Keepalive(_)) | None => {}
@@ -192,7 +198,8 @@ impl ProcessService {
     }
 
     fn directory(&self, named: Option<&str>, user: &User) -> Result<CString, ConnectError> {
-        let named = named.map(str::to_owned).filter(|path| !path.is_empty()).or_else(|| self.settings.workdir());
+        let named =
+            named.map(str::to_owned).filter(|path| !path.is_empty()).or_else(|| self.settings.workdir());
         let path = paths::resolve(named.as_deref().unwrap_or("~"), &user.home);
         let cwd = CString::new(path)
             .map_err(|_| ConnectError::invalid_argument("a NUL character in the working directory"))?;
@@ -224,24 +231,62 @@ impl ProcessService {
     }
 }
 
+/// What a call's time limit means for its stream.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    /// The command is killed at the limit; its stream delivers everything up to then, and says why it ended.
+    OfCommand,
+    /// Only the call ends at the limit.
+    OfCall(Option<Instant>),
+}
+
 /// The events of a stream: the start, what comes, keepalives in the pauses, the end.
 fn follow(
-    process: &Process,
+    process: Arc<Process>,
     events: mpsc::Receiver<Event>,
     keepalive: Duration,
+    limit: Limit,
 ) -> impl Stream<Item = Result<pb::ProcessEvent, ConnectError>> + Send + 'static {
-    let pid = process.pid();
-    let start = pb::process_event::StartEvent { pid, ..Default::default() };
-    let rest = stream::unfold(Some(events), move |events| async move {
-        let mut events = events?;
-        Some(match tokio::time::timeout(keepalive, events.recv()).await {
+    let start = pb::process_event::StartEvent { pid: process.pid(), ..Default::default() };
+    let rest = stream::unfold(Some((process, events)), move |state| async move {
+        let (process, mut events) = state?;
+        let received = tokio::select! {
+            received = tokio::time::timeout(keepalive, events.recv()) => received,
+            () = end_of_call(limit) => return Some((Err(too_late("the call")), None)),
+        };
+        Some(match received {
+            Ok(Some(Event::Output(channel, bytes))) => {
+                (Ok(wire_event(data_event(channel, bytes))), Some((process, events)))
+            }
+            Ok(Some(Event::End(exit))) if limit.killed(&process, exit) => {
+                (Err(too_late("the command")), None)
+            }
             Ok(Some(Event::End(exit))) => (Ok(wire_event(end_event(exit))), None),
-            Ok(Some(Event::Output(channel, bytes))) => (Ok(wire_event(data_event(channel, bytes))), Some(events)),
             Ok(None) => (Err(ConnectError::internal("the agent lost sight of the process")), None),
-            Err(_) => (Ok(wire_event(pb::process_event::KeepAlive::default())), Some(events)),
+            Err(_) => (Ok(wire_event(pb::process_event::KeepAlive::default())), Some((process, events))),
         })
     });
     stream::iter([Ok(wire_event(start))]).chain(rest)
+}
+
+impl Limit {
+    /// Whether the limit is why the command ended.
+    fn killed(self, process: &Process, exit: Exit) -> bool {
+        matches!(self, Self::OfCommand)
+            && process.timed_out.load(Ordering::Relaxed)
+            && exit == Exit::Signal(libc::SIGKILL)
+    }
+}
+
+async fn end_of_call(limit: Limit) {
+    match limit {
+        Limit::OfCall(Some(deadline)) => tokio::time::sleep_until(deadline).await,
+        Limit::OfCall(None) | Limit::OfCommand => std::future::pending().await,
+    }
+}
+
+fn too_late(what: &str) -> ConnectError {
+    ConnectError::deadline_exceeded(format!("{what} ran into its time limit"))
 }
 
 fn wire_event(event: impl Into<Option<oneof::process_event::Event>>) -> pb::ProcessEvent {
@@ -314,7 +359,9 @@ fn user_error(error: UserError) -> ConnectError {
 fn input_error(error: InputError) -> ConnectError {
     match error {
         InputError::WrongKind(_) => ConnectError::invalid_argument(error.to_string()),
-        InputError::None | InputError::Closed | InputError::Io(_) => ConnectError::internal(error.to_string()),
+        InputError::None | InputError::Closed | InputError::Io(_) => {
+            ConnectError::internal(error.to_string())
+        }
     }
 }
 
@@ -322,8 +369,15 @@ fn start_error(program: &str, error: &io::Error) -> ConnectError {
     let message = format!("cannot run '{program}': {error}");
     match error.raw_os_error() {
         Some(
-            libc::ENOENT | libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP | libc::EISDIR | libc::E2BIG
-            | libc::ENAMETOOLONG | libc::EPERM,
+            libc::ENOENT
+            | libc::EACCES
+            | libc::ENOEXEC
+            | libc::ENOTDIR
+            | libc::ELOOP
+            | libc::EISDIR
+            | libc::E2BIG
+            | libc::ENAMETOOLONG
+            | libc::EPERM,
         ) => ConnectError::invalid_argument(message),
         Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
             ConnectError::resource_exhausted(message)

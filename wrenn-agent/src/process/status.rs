@@ -50,7 +50,10 @@ mod tests {
         assert_eq!((failed.exit_code, failed.error.as_deref()), (3, Some("exit status 3")));
         let killed = end_event(Exit::Signal(9));
         assert_eq!((killed.exit_code, killed.exited, killed.signal), (-1, false, Some(9)));
-        assert_eq!((killed.status.as_str(), killed.error.as_deref()), ("signal: killed", Some("signal: killed")));
+        assert_eq!(
+            (killed.status.as_str(), killed.error.as_deref()),
+            ("signal: killed", Some("signal: killed"))
+        );
         assert_eq!(end_event(Exit::Signal(34)).status, "signal: signal 34");
     }
 }

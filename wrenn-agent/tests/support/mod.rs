@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -76,6 +77,17 @@ impl Drop for TestAgent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Dials an address, counting.
+pub(crate) fn counting_dial(address: SocketAddr) -> (Dial, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let (dials, plain) = (count.clone(), dial(address));
+    let dial: Dial = Arc::new(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        plain()
+    });
+    (dial, dials)
 }
 
 pub(crate) fn dial(address: SocketAddr) -> Dial {
