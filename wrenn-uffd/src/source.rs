@@ -26,9 +26,9 @@ pub struct Run {
 /// An image of memory that can be read at any place.
 ///
 /// Calls come from the server's thread. They may block, for which the faulting thread then waits.
+#[allow(clippy::len_without_is_empty, reason = "a process without memory has no faults")]
 pub trait PageSource: Send + Sync + 'static {
     /// The size of the image in bytes: that of the memory to be served.
-    #[allow(clippy::len_without_is_empty, reason = "a process without memory has no faults")]
     fn len(&self) -> u64;
 
     /// What the image holds from `offset` on, at most `max` bytes of it: one run, the longest that is cheap

@@ -59,8 +59,8 @@ impl MemoryImage {
         Self { dir, content: Arc::new(content) }
     }
 
-    /// Makes an image of a full dump, consuming it: the file is renamed into `layers` as it is and its zero
-    /// pages become holes.
+    /// Makes an image of a full dump, consuming it: the file is renamed into `layers` as it is, and zero
+    /// pages in runs of 64 KiB or more become holes.
     ///
     /// `dump` is guest memory byte by byte, `guest_size` long, sparse or not, on the file system of `layers`.
     /// The new layer is durable on return. The image itself is not: see [`save`](Self::save).

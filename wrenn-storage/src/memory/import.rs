@@ -22,6 +22,10 @@ use super::reader::Content;
 use super::sums::BlockSummer;
 use super::{MAX_LAYERS, PAGE, PAGE_SIZE};
 
+/// The shortest run of zero pages that becomes a hole in a full layer. Every hole is an extent of the file
+/// system's, which costs more time, when the layer is synced, than to write a shorter run of zeros.
+const PUNCH_AT_LEAST: u64 = 64 * 1024;
+
 /// An image made from a dump, and what that took.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -46,8 +50,10 @@ pub(super) fn import_full(path: &Path, guest_size: Bytes, dir: &LayerDir) -> Res
         for (zero, run) in page_runs(chunk) {
             let (first, len) = (offset + run.start as u64, run.len() as u64);
             if zero {
-                dump.punch(first..first + len)?;
                 zeros += len;
+                if len >= PUNCH_AT_LEAST {
+                    dump.punch(first..first + len)?;
+                }
             } else {
                 let page = (first / PAGE_SIZE) as u32;
                 let place = Place::Layer { layer: 0, page };

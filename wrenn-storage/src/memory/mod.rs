@@ -4,8 +4,8 @@
 //! manifest maps every guest page to exactly one of: zero, or a place in one layer. `wrenn-storage/FORMAT.md`
 //! specifies the files byte by byte.
 //!
-//! - A full dump becomes a *flat* layer where it lies: a rename, and holes punched where it was zero. Offsets
-//!   in the layer are guest offsets, so the file can also be mapped as it is.
+//! - A full dump becomes a *flat* layer where it lies: a rename, and holes punched where it was zero at
+//!   length. Offsets in the layer are guest offsets, so the file can also be mapped as it is.
 //! - A diff dump becomes a *packed* layer: the dirtied pages that are not zero, back to back.
 //! - The manifest of a diff is flattened: a lookup is one binary search however many generations there are.
 //!

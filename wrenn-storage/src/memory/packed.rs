@@ -82,6 +82,9 @@ impl PackedLayer {
     /// Makes the layer durable under its name and opens it.
     pub(super) fn finish(mut self, dir: &LayerDir) -> Result<Layer, MemoryError> {
         self.flush()?;
+        // Gives back what the file system reserved for a file that might have grown on (xfs does, by mebibytes).
+        let cut = self.staged.file().set_len(self.flushed);
+        cut.map_err(MemoryError::io("finish the layer", &self.path))?;
         protect(self.staged.file(), &self.path)?;
         let (sums, staged, path) = (self.sums.finish(), self.staged, self.path);
         let mut file = None;

@@ -36,7 +36,7 @@ impl PageSource for Stripes {
 
     fn lookup(&self, offset: u64, max: u64) -> Run {
         const STRIPE: u64 = 16 * PAGE;
-        let kind = if offset / STRIPE % 2 == 0 { RunKind::Data } else { RunKind::Zero };
+        let kind = if (offset / STRIPE).is_multiple_of(2) { RunKind::Data } else { RunKind::Zero };
         Run { kind, len: max.min(STRIPE - offset % STRIPE) }
     }
 

@@ -82,7 +82,8 @@ impl Mapping {
     pub(crate) fn discard(&self, offset: usize, len: usize) -> io::Result<()> {
         assert!(offset <= self.len && len <= self.len - offset);
         // SAFETY: within the mapping, by the assertion, and nobody has references into it.
-        Ok(unsafe { madvise(self.start.add(offset).cast(), len, Advice::LinuxDontNeed)? })
+        unsafe { madvise(self.start.add(offset).cast(), len, Advice::LinuxDontNeed)? };
+        Ok(())
     }
 }
 

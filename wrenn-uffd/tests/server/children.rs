@@ -67,7 +67,7 @@ impl Drop for Served {
 #[test]
 fn child() {
     let (Ok(job), Some(socket)) = (std::env::var(JOB), std::env::var_os(SOCKET)) else { return };
-    let uffd = uffd_or_skip(FeatureFlags::EVENT_REMOVE).unwrap();
+    let uffd = uffd_or_skip(FeatureFlags::EVENT_REMOVE | FeatureFlags::EVENT_FORK).unwrap();
     let memory = Mapping::new(PAGES * PAGE).unwrap();
     let _stream = hand_over(socket.as_ref(), &[(&memory, 0)], &uffd);
     match job.as_str() {
@@ -76,6 +76,15 @@ fn child() {
         "touch without a userfaultfd of its own" => {
             drop(uffd);
             drop(page_of(&memory, 6));
+        }
+        // Before it forks it has to be sure that it is served.
+        "fork" => {
+            drop(page_of(&memory, 6));
+            super::forking::fork_and_exit();
+            // Killed here, or before.
+            loop {
+                std::thread::park();
+            }
         }
         "touch what was not handed over" => {
             let other = Mapping::new(PAGE).unwrap();

@@ -201,20 +201,12 @@ fn a_process_killed_while_it_waits_for_a_page_ends_the_service() {
 }
 
 #[test]
-fn a_fork_is_reported() {
-    let Some(uffd) = uffd_or_skip(FeatureFlags::EVENT_FORK) else { return };
-    let scratch = Scratch::new();
-    let (options, noted) = noting_failure();
-    let image = Image::new(PAGES);
-    let memory = Mapping::new(PAGES * PAGE).unwrap();
-    let server = FaultServer::listen(&scratch.socket(), image.clone(), options).unwrap();
-    let _stream = hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
-    assert!(page_of(&memory, 6) == image.page(6));
-    super::forking::fork_and_exit();
-    let error = server.wait(LONG).unwrap().unwrap_err();
+fn a_fork_is_reported_and_the_process_killed() {
+    if !can_serve() {
+        return;
+    }
+    let error = error_that_kills("fork", Image::new(PAGES));
     assert!(matches!(&*error, UffdError::Unsupported { event: "a fork" }), "{error:?}");
-    assert!(server.stop().is_err());
-    assert!(noted.lock().unwrap().is_some());
 }
 
 #[test]

@@ -37,7 +37,9 @@ fn verdict(peer: impl FnOnce(&mut UnixStream)) -> HandshakeError {
 
 /// The same for one message with descriptors.
 fn verdict_on(text: &str, fds: &[BorrowedFd<'_>]) -> HandshakeError {
-    verdict(|stream| drop(send(stream, text.as_bytes(), fds)))
+    verdict(|stream| {
+        let _ = send(stream, text.as_bytes(), fds);
+    })
 }
 
 fn prepared() -> Option<(Uffd, Mapping)> {
