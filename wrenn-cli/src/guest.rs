@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use wrenn_base::Bytes;
-use wrenn_storage::{GuestDetails, GuestFiles, ImageError, StagedGuest};
+use wrenn_core::Bytes;
+use wrenn_core::image::{GuestDetails, GuestFiles, ImageError, StagedGuest};
 
 use crate::build::{self, Agent, BuildError, KernelPackage};
 use crate::interrupt;

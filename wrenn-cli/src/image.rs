@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use wrenn_base::{Bytes, ImageName, MiB};
-use wrenn_storage::{Collision, Image, ImageDetails, ImageError, ImageRegistry, StagedImage};
+use wrenn_core::image::{Collision, Image, ImageDetails, ImageError, ImageRegistry, StagedImage};
+use wrenn_core::{Bytes, ImageName, MiB};
 
 use crate::build::{self, BuildError, RootSize};
 use crate::progress::Step;

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use common::{Bench, run};
-use wrenn_storage::GuestFiles;
+use wrenn_core::image::GuestFiles;
 
 const RELEASE: &str = "9.9.9-test";
 

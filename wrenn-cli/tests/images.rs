@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{Bench, debugfs, is_whole};
 use tar::{Builder, EntryType, Header};
-use wrenn_base::Bytes;
+use wrenn_core::Bytes;
 
 const BUILD: [&str; 5] = ["image", "build", "--no-guest", "--free", "8"];
 

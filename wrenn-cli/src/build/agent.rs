@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use object::elf::{EM_X86_64, FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, LittleEndian};
-use wrenn_storage::Digest;
+use wrenn_core::image::Digest;
 
 use super::BuildError;
 

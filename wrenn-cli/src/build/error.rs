@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use wrenn_storage::ImageError;
+use wrenn_core::image::ImageError;
 
 /// Something could not be built. Nothing was registered.
 #[derive(Debug, thiserror::Error)]

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use wrenn_storage::Digest;
-use wrenn_storage::durable::{self, StagedDir};
+use wrenn_core::image::Digest;
+use wrenn_core::image::durable::{self, StagedDir};
 
 use super::modules::{self, Module};
 use super::{BuildError, payload};

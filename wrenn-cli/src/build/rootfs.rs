@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use wrenn_base::{Bytes, MiB};
+use wrenn_core::{Bytes, MiB};
 
 use super::BuildError;
 use crate::progress::Step;

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use wrenn_base::ImageName;
-use wrenn_storage::{Image, ImageError, ImageRegistry};
+use wrenn_core::ImageName;
+use wrenn_core::image::{Image, ImageError, ImageRegistry};
 
 pub(crate) struct Bench {
     dir: tempfile::TempDir,

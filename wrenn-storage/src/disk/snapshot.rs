@@ -22,12 +22,16 @@ use wrenn_base::{Deadline, HostId, SandboxId, UndoList};
 use super::loops::LoopDevice;
 use super::mapper::{Mapper, TableLine};
 use super::node::DeviceNumber;
-use super::{Attachment, BLOCK, DiskError, DiskSpec, Geometry, Mapped, cow_exists, create_cow, node};
+use super::{Attachment, DiskError, DiskSpec, Geometry, Mapped, cow_exists, create_cow, node};
 
 const SECTOR: u64 = 512;
 
-/// The unit of copy-on-write: ext4's block, so that a guest's write of a block copies nothing.
-const CHUNK: u64 = BLOCK;
+/// The unit of copy-on-write, and of every request: device-mapper splits what is larger.
+///
+/// A compromise. With 4 KiB a guest's write of a block copies nothing and the store is smallest, but sequential reads
+/// take twice the time of 16 KiB (measured; they are most of a boot). 64 KiB reads no faster than 16 KiB, and a store of
+/// scattered writes is twice as large.
+const CHUNK: u64 = 16 << 10;
 
 /// How many data chunks one metadata chunk lists: its entries are two 64-bit numbers.
 const CHUNKS_PER_AREA: u64 = CHUNK / 16;
@@ -68,7 +72,7 @@ impl Names {
 
 /// The length of a store in which every chunk of a disk of `disk` bytes can be rewritten.
 fn store_len(disk: u64) -> u64 {
-    let data = disk / CHUNK;
+    let data = disk.div_ceil(CHUNK);
     // One area more than are used: when an area is full, the kernel clears the next one's metadata at once.
     let metadata = data.div_ceil(CHUNKS_PER_AREA) + 1;
     let header = 1;
@@ -149,8 +153,8 @@ fn base_table(image: DeviceNumber, geometry: Geometry) -> [TableLine; 2] {
 mod tests {
     use super::*;
 
-    /// What the kernel's allocation does with a store: chunk 0 is the header; chunk 1, and every 257th after it, is
-    /// metadata; data goes everywhere else, in order.
+    /// What the kernel's allocation does with a store: chunk 0 is the header; chunk 1, and the first of every further
+    /// area, is metadata; data goes everywhere else, in order.
     fn chunks_used_by(exceptions: u64) -> u64 {
         let (mut next, mut left) = (1, exceptions);
         let stride = CHUNKS_PER_AREA + 1;
@@ -167,11 +171,16 @@ mod tests {
 
     #[test]
     fn a_store_has_room_for_every_chunk_of_its_disk() {
-        for chunks in (1..2000).chain([262_144, 262_143, 262_145]) {
+        for chunks in (1..5000).chain([262_144, 262_143, 262_145]) {
             let room = store_len(chunks * CHUNK) / CHUNK;
             let used = chunks_used_by(chunks);
             assert!(room >= used, "{chunks} chunks: {room} < {used}");
             assert!(room <= used + 2, "{chunks} chunks: {room} is wasteful for {used}");
+            assert_eq!(
+                store_len(chunks * CHUNK - super::super::BLOCK),
+                room * CHUNK,
+                "a part of a chunk takes one"
+            );
         }
     }
 
