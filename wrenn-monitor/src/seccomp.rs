@@ -169,8 +169,10 @@ mod tests {
 
     use super::*;
 
-    /// What a restricted process tries to do, and whether it survives that.
-    const ATTEMPTS: [(&str, Thread, fn(), bool); 6] = [
+    /// What a restricted thread tries to do, and whether its process survives that.
+    type Attempt = (&'static str, Thread, fn(), bool);
+
+    const ATTEMPTS: [Attempt; 6] = [
         ("allocate", Thread::Api, || drop(std::hint::black_box(vec![1u8; 8 << 20])), true),
         ("open", Thread::Api, || drop(File::open("/dev/null")), false),
         ("open", Thread::Main, || drop(File::open("/dev/null")), true),

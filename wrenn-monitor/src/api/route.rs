@@ -13,7 +13,7 @@ use crate::action::Action;
 #[derive(Debug)]
 pub(super) enum Routed {
     /// For the machine.
-    Action(Action),
+    Action(Box<Action>),
     /// `GET /version`, which needs no machine.
     Version,
 }
@@ -129,7 +129,7 @@ impl Call<'_> {
 
 impl From<Action> for Routed {
     fn from(action: Action) -> Self {
-        Self::Action(action)
+        Self::Action(Box::new(action))
     }
 }
 
@@ -191,7 +191,7 @@ mod tests {
     #[track_caller]
     fn action(method: &str, path: &str, body: &str) -> Action {
         match route(method, path, body.as_bytes()) {
-            Ok(Routed::Action(action)) => action,
+            Ok(Routed::Action(action)) => *action,
             other => panic!("{method} {path}: {other:?}"),
         }
     }

@@ -217,7 +217,7 @@ fn respond(request: &Request, actions: &ActionSender) -> Response {
         Ok(Routed::Version) => {
             return Response::json(&Version { firecracker_version: env!("CARGO_PKG_VERSION").into() });
         }
-        Ok(Routed::Action(action)) => actions.perform(action),
+        Ok(Routed::Action(action)) => actions.perform(*action),
         Err(error) => Err(Fault::from_error(&error)),
     };
     match outcome {
