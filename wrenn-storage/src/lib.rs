@@ -12,7 +12,7 @@ pub use disk::{
     loop_devices_under, mapped_devices_of,
 };
 pub use image::{
-    Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageRegistry,
+    Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageList, ImageRegistry,
     KernelFormat, StagedGuest, StagedImage,
 };
 pub use memory::{

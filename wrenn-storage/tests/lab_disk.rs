@@ -222,7 +222,7 @@ fn orphans_are_found_and_removed_by_sandbox() {
     lost.commit();
     bench.disks.remove(&orphan.id, soon()).unwrap();
     bench.disks.remove(&orphan.id, soon()).unwrap();
-    assert_eq!(bench.disks.attached().unwrap(), [kept.id.clone()]);
+    assert_eq!(bench.disks.attached().unwrap(), std::slice::from_ref(&kept.id));
     assert!(orphan.cow.exists());
     assert!(undo.run(Duration::from_secs(20)).is_empty());
     bench.assert_nothing_attached();

@@ -247,12 +247,12 @@ struct Geometry {
 impl Geometry {
     fn of(spec: &DiskSpec<'_>) -> Result<Self, DiskError> {
         let image = fs::metadata(spec.image).map_err(DiskError::io("open image", spec.image))?.len();
-        if image == 0 || image % BLOCK != 0 {
+        if image == 0 || !image.is_multiple_of(BLOCK) {
             return Err(DiskError::NotWholeBlocks { image: spec.image.to_owned(), size: Bytes(image) });
         }
         let disk = spec.size.map_or(image, Bytes::get);
         // The largest offset a file can have bounds the disk too.
-        if disk % BLOCK != 0 || disk > i64::MAX as u64 / 2 {
+        if !disk.is_multiple_of(BLOCK) || disk > i64::MAX as u64 / 2 {
             return Err(DiskError::BadSize { asked: Bytes(disk) });
         }
         if disk < image {

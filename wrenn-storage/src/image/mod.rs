@@ -25,4 +25,4 @@ pub use error::ImageError;
 pub use guest::{GuestDetails, GuestFiles, StagedGuest};
 pub use kernel::KernelFormat;
 pub use manifest::Digest;
-pub use registry::{Collision, Image, ImageDetails, ImageRegistry, StagedImage};
+pub use registry::{Collision, Image, ImageDetails, ImageList, ImageRegistry, StagedImage};

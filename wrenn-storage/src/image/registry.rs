@@ -49,6 +49,9 @@ pub struct Image {
     record: FileRecord,
 }
 
+/// Images by name, each with what is wrong with it if it cannot be used.
+pub type ImageList = Vec<(ImageName, Result<Image, ImageError>)>;
+
 /// Where an image came from, and what a process in it gets by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageDetails {
@@ -150,7 +153,7 @@ impl ImageRegistry {
     ///
     /// # Errors
     /// [`ImageError::Io`] where the registry itself cannot be read.
-    pub fn list(&self) -> Result<Vec<(ImageName, Result<Image, ImageError>)>, ImageError> {
+    pub fn list(&self) -> Result<ImageList, ImageError> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(ImageError::io("read", &self.dir))? {
             let entry = entry.map_err(ImageError::io("read", &self.dir))?;
@@ -254,7 +257,7 @@ fn measure_rootfs(rootfs: &Path, progress: &mut dyn FnMut(u64)) -> Result<FileRe
         return Err(ImageError::NotAFileSystem { path: rootfs.to_owned() });
     }
     let record = FileRecord::of(rootfs, progress)?;
-    if record.bytes % BLOCK != 0 {
+    if !record.bytes.is_multiple_of(BLOCK) {
         return Err(ImageError::NotWholeBlocks { path: rootfs.to_owned(), size: Bytes(record.bytes) });
     }
     Ok(record)
