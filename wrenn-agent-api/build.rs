@@ -13,7 +13,7 @@ fn main() {
     let result = Config::new()
         .buffa_config(messages)
         .gate_client_feature(true)
-        .files(&["proto/process.proto"])
+        .files(&["proto/process.proto", "proto/filesystem.proto"])
         .includes(&["proto"])
         .include_file("_connectrpc.rs")
         .compile();

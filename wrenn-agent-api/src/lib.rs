@@ -1,7 +1,7 @@
 //! What host and guest agent say to each other: messages, routes, and the host's client.
 //!
-//! The wire is that of the E2B guest agent: Connect RPC (binary protobuf or JSON) for commands, plain HTTP for
-//! files and housekeeping, HTTP/1.1 over TCP on port [`AGENT_PORT`]. [`proto`] is generated from `proto/*.proto`;
+//! The wire is that of the E2B guest agent: Connect RPC (binary protobuf or JSON) for commands and
+//! directories, plain HTTP for file contents and housekeeping, HTTP/1.1 over TCP on port [`AGENT_PORT`]. [`proto`] is generated from `proto/*.proto`;
 //! [`http`] holds the bodies of the plain routes; `AgentClient` (feature `client`) is what a host uses.
 //!
 //! Both sides treat the other as hostile: bodies and messages are bounded, nothing that arrives can panic.
@@ -15,8 +15,8 @@ mod client;
 
 #[cfg(feature = "client")]
 pub use client::{
-    AgentClient, AgentError, Command, Dial, FileStream, GuestPath, Init, ProcessEvent, ProcessInfo,
-    ProcessStream, Selector, Signal, Upload, WrittenFile,
+    AgentClient, AgentError, Command, Dial, FileInfo, FileKind, FileStream, GuestPath, Init, ProcessEvent,
+    ProcessInfo, ProcessStream, Selector, Signal, Upload, WrittenFile,
 };
 pub use token::{AccessToken, InvalidToken};
 

@@ -55,6 +55,10 @@ fn set_clock(time: SystemTime) -> io::Result<()> {
 
 /// Sets the kernel's host name, and makes it resolve: programs look their own name up.
 pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
+    // After a resume it mostly is what it was: then nothing becomes dirty.
+    if rustix::system::uname().nodename().to_bytes() == name.as_bytes() {
+        return Ok(());
+    }
     rustix::system::sethostname(name.as_bytes())?;
     fs::write("/etc/hostname", format!("{name}\n"))?;
     let hosts = match fs::read_to_string("/etc/hosts") {

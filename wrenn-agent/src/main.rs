@@ -11,11 +11,13 @@
 #![deny(unsafe_code)]
 
 mod boot;
+mod filesystem;
 mod http;
 mod machine;
 mod paths;
 mod process;
 mod reaper;
+mod rpc;
 mod settings;
 #[allow(unsafe_code)]
 mod sys;

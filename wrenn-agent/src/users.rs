@@ -3,6 +3,7 @@
 //! The agent is one static binary, so there is no name service to ask; images for sandboxes have files.
 //! Malformed lines are skipped, as the C library does. The files are read anew each time: commands change them.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
@@ -37,6 +38,44 @@ impl User {
         let identity = Identity { uid: 0, gid: 0, groups: vec![0] };
         Self { name: "root".into(), home: home.into(), identity }
     }
+}
+
+/// The names of all users and groups, by number.
+pub(crate) struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
+}
+
+impl Names {
+    /// Reads both files; what can't be read has no names.
+    pub(crate) fn read() -> Self {
+        let names = |path| names_by_number(&read(Path::new(path)).unwrap_or_default());
+        Self { users: names("/etc/passwd"), groups: names("/etc/group") }
+    }
+
+    /// A user's name, or number.
+    pub(crate) fn user(&self, uid: u32) -> String {
+        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+    }
+
+    /// A group's name, or number.
+    pub(crate) fn group(&self, gid: u32) -> String {
+        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+    }
+}
+
+/// Of `name:password:number:…`; the first name of a number counts.
+fn names_by_number(file: &str) -> HashMap<u32, String> {
+    let mut names = HashMap::new();
+    for line in file.lines() {
+        let mut fields = line.split(':');
+        if let (Some(name), Some(number)) =
+            (fields.next(), fields.nth(1).and_then(|field| field.parse().ok()))
+        {
+            names.entry(number).or_insert_with(|| name.to_owned());
+        }
+    }
+    names
 }
 
 /// A file's text, lossy; nothing if it is not there.
@@ -107,6 +146,15 @@ mod tests {
             "root:x:0:\nsudo:x:27:user\nmore:x:1001:user\nusers:x:100:a,user,b\nno:x:5:user2\nbad:x:z:user\n";
         assert_eq!(groups_of(group, "user", 1001), [1001, 27, 100]);
         assert_eq!(groups_of("", "user", 7), [7]);
+    }
+
+    #[test]
+    fn numbers_have_the_first_name_that_is_given_them() {
+        let names = names_by_number("root:x:0:0\ntoor:x:0:0\nbroken\nuser:x:1000:1000\n");
+        assert_eq!(names.len(), 2);
+        assert_eq!((names[&0].as_str(), names[&1000].as_str()), ("root", "user"));
+        assert_eq!(Names::read().user(0), "root");
+        assert_eq!(Names::read().user(4_000_000_000), "4000000000");
     }
 
     #[test]

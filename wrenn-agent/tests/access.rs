@@ -22,6 +22,10 @@ const ROUTES: &[&str] = &[
     "POST /process.Process/CloseStdin",
     "POST /process.Process/SendSignal",
     "POST /filesystem.Filesystem/Stat",
+    "POST /filesystem.Filesystem/ListDir",
+    "POST /filesystem.Filesystem/MakeDir",
+    "POST /filesystem.Filesystem/Move",
+    "POST /filesystem.Filesystem/Remove",
     "GET /process.Process/List?connect=v1&encoding=json&message=%7B%7D",
 ];
 

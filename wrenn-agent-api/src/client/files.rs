@@ -19,8 +19,8 @@ use crate::http::FileEntry;
 /// Relative paths and `~` start at the user's home. The user (default: the sandbox's) also owns what is written.
 #[derive(Debug, Clone)]
 pub struct GuestPath {
-    path: String,
-    user: Option<String>,
+    pub(super) path: String,
+    pub(super) user: Option<String>,
 }
 
 impl GuestPath {

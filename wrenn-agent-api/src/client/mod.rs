@@ -1,25 +1,34 @@
 //! The host's client of one guest's agent.
 
+mod command;
 mod error;
 mod files;
 mod init;
 mod process;
+mod stream;
 mod transport;
+mod tree;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use connectrpc::ConnectError;
+use connectrpc::client::ClientConfig;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 
+pub use command::{Command, ProcessInfo, Selector, Signal};
 pub use error::AgentError;
 pub use files::{FileStream, GuestPath, Upload, WrittenFile};
 pub use init::Init;
-pub use process::{Command, ProcessEvent, ProcessInfo, ProcessStream, Selector, Signal};
+pub use stream::{ProcessEvent, ProcessStream};
 pub use transport::Dial;
+pub use tree::{FileInfo, FileKind};
 
 use crate::AccessToken;
 use transport::{Connections, RequestBody, Transport, WatchedBody};
@@ -138,6 +147,23 @@ impl AgentClient {
         .await
     }
 
+    /// One unary RPC of the service that `service` makes a client of, within the time limit.
+    async fn unary<T, C>(
+        &self,
+        call: &'static str,
+        service: impl FnOnce(Transport, ClientConfig) -> C,
+        work: impl AsyncFnOnce(C) -> Result<T, ConnectError>,
+    ) -> Result<T, AgentError> {
+        let transport = self.transport();
+        let client = service(transport.clone(), config());
+        self.within(call, async {
+            work(client).await.map_err(|error| {
+                transport.take_fault(call, false).unwrap_or_else(|| AgentError::from_connect(call, &error))
+            })
+        })
+        .await
+    }
+
     async fn within<T>(
         &self,
         call: &'static str,
@@ -187,4 +213,14 @@ impl std::fmt::Debug for AgentClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AgentClient").field("limit", &self.limit).finish_non_exhaustive()
     }
+}
+
+/// How RPCs are made: in binary, which carries output as it is.
+fn config() -> ClientConfig {
+    ClientConfig::new(Uri::from_static(ORIGIN)).proto()
+}
+
+/// HTTP Basic credentials with a user and no password: how this protocol names a user.
+fn basic(user: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:")))
 }

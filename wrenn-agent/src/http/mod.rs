@@ -16,7 +16,7 @@ mod upload;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use connectrpc::ConnectRpcService;
+use connectrpc::{Chain, ConnectRpcService};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -26,8 +26,10 @@ use serde::Serialize;
 use tower_service::Service;
 use wrenn_agent_api::ACCESS_TOKEN_HEADER;
 use wrenn_agent_api::http::ErrorBody;
+use wrenn_agent_api::proto::filesystem::FilesystemServer;
 use wrenn_agent_api::proto::process::ProcessServer;
 
+use crate::filesystem::FilesystemService;
 use crate::machine::Machine;
 use crate::process::{ProcessService, Processes};
 use crate::settings::Settings;
@@ -44,7 +46,7 @@ pub(crate) struct Routes {
     machine: Machine,
     connections: Connections,
     cpu: CpuMeter,
-    rpc: ConnectRpcService<ProcessServer<ProcessService>>,
+    rpc: ConnectRpcService<Chain<ProcessServer<ProcessService>, FilesystemServer<FilesystemService>>>,
 }
 
 /// An error of a plain route.
@@ -75,8 +77,9 @@ impl Routes {
         machine: Machine,
         connections: Connections,
     ) -> Self {
-        let service = ProcessService { processes, settings: settings.clone() };
-        let rpc = ConnectRpcService::new(ProcessServer::new(service));
+        let processes = ProcessServer::new(ProcessService { processes, settings: settings.clone() });
+        let filesystem = FilesystemServer::new(FilesystemService { settings: settings.clone() });
+        let rpc = ConnectRpcService::new(Chain(processes, filesystem));
         Self { settings, machine, connections, cpu: CpuMeter::default(), rpc }
     }
 

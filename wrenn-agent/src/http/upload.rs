@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,12 +16,11 @@ use tempfile::NamedTempFile;
 
 use super::HttpError;
 use super::files::is_impossible_path;
+use crate::paths::make_directories;
 use crate::sys::Identity;
 
 /// The mode of new files; an old file keeps its own.
 const NEW_FILE: u32 = 0o644;
-/// The mode of new directories.
-const NEW_DIRECTORY: u32 = 0o755;
 
 /// A file that is not in its place yet.
 pub(super) struct Staged {
@@ -99,23 +98,6 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
     Err(rustix::io::Errno::LOOP.into())
 }
 
-fn make_directories(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
-    match DirBuilder::new().mode(NEW_DIRECTORY).create(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let parent = path.parent().ok_or(e)?;
-            make_directories(parent, owner)?;
-            make_directories(path, owner)
-        }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(rustix::io::Errno::NOTDIR.into()),
-        Err(e) => Err(e),
-        Ok(()) => match owner {
-            Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
-            None => Ok(()),
-        },
-    }
-}
-
 /// Stores each key as the extended attribute `user.e2b.<key>`; the new file has none before.
 fn set_metadata(file: &File, metadata: &BTreeMap<String, String>) -> io::Result<()> {
     for (key, value) in metadata {
@@ -171,7 +153,7 @@ mod tests {
         put(&path, b"whole").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, NEW_FILE);
-        assert_eq!(fs::metadata(dir.path().join("a")).unwrap().mode() & 0o7777, NEW_DIRECTORY);
+        assert_eq!(fs::metadata(dir.path().join("a")).unwrap().mode() & 0o7777, 0o755);
         assert_eq!(entries(&dir.path().join("a/b")), 1);
     }
 

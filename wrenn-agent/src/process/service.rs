@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use connectrpc::{
     ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
@@ -30,7 +28,8 @@ use super::status::end_event;
 use super::{Launch, Process, Processes};
 use crate::paths;
 use crate::reaper::Exit;
-use crate::settings::{Settings, UserError, is_env_pair};
+use crate::rpc;
+use crate::settings::{Settings, is_env_pair};
 use crate::users::User;
 
 /// How long a stream is silent before a keepalive event, where the client asks for nothing else.
@@ -52,7 +51,7 @@ impl pb::Process for ProcessService {
     ) -> ServiceResult<ServiceStream<pb::StartResponse>> {
         let request = request.to_owned_message();
         let config = request.process.into_option().unwrap_or_default();
-        let user = self.settings.user(user_name(&ctx)?.as_deref()).map_err(user_error)?;
+        let user = rpc::user(&self.settings, &ctx)?;
         let io = match request.pty.into_option() {
             Some(pty) => Wiring::Terminal(window_size(pty)?),
             None => Wiring::Pipes { stdin: request.stdin.unwrap_or(true) },
@@ -313,17 +312,6 @@ async fn write(process: &Process, input: Option<pb::ProcessInput>) -> Result<(),
     .map_err(input_error)
 }
 
-/// The user that the call names in its HTTP Basic credentials, if any.
-fn user_name(ctx: &RequestContext) -> Result<Option<String>, ConnectError> {
-    let Some(header) = ctx.header("authorization") else { return Ok(None) };
-    let malformed = || ConnectError::unauthenticated("the Authorization header names no user");
-    let text = header.to_str().ok().and_then(|text| text.strip_prefix("Basic ")).ok_or_else(malformed)?;
-    let credentials = STANDARD.decode(text.trim()).map_err(|_| malformed())?;
-    let credentials = String::from_utf8(credentials).map_err(|_| malformed())?;
-    let name = credentials.split_once(':').map_or(credentials.as_str(), |(name, _password)| name);
-    Ok(Some(name.to_owned()))
-}
-
 fn keepalive(ctx: &RequestContext) -> Duration {
     let asked = ctx.header(KEEPALIVE_HEADER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     asked.filter(|seconds| (1..=86_400).contains(seconds)).map_or(DEFAULT_KEEPALIVE, Duration::from_secs)
@@ -347,13 +335,6 @@ fn no_process(selector: Option<&pb::ProcessSelector>) -> ConnectError {
         Some(Selector::Tag(tag)) => format!("no process with tag '{tag}' runs"),
         None => "no such process runs".into(),
     })
-}
-
-fn user_error(error: UserError) -> ConnectError {
-    match error {
-        UserError::Unknown(_) => ConnectError::unauthenticated(error.to_string()),
-        UserError::Lookup(..) => ConnectError::internal(error.to_string()),
-    }
 }
 
 fn input_error(error: InputError) -> ConnectError {
