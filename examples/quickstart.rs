@@ -16,6 +16,7 @@ def tell(*_):
     with open('/run/counter.new', 'w') as out: out.write(f'{name} {count}')
     os.rename('/run/counter.new', '/run/counter')
 signal.signal(signal.SIGUSR1, tell)
+tell()
 while True:
     count += 1
     time.sleep(0.01)
@@ -52,6 +53,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     sandbox.files().write("/root/counter.py", COUNTER).await?;
     sandbox.files().write("/root/note", "written before the first pause").await?;
     let pid = sandbox.command("python3").arg("/root/counter.py").spawn().await?.pid();
+    // A signal before it listens would end it.
+    sandbox.exec("until test -e /run/counter; do sleep 0.1; done").await?;
     let before = ask(&sandbox, pid).await?;
 
     let start = Instant::now();

@@ -55,9 +55,7 @@ use args::Command;
 /// It takes over the process: a real-time signal, system call filters that cannot be lifted, the log.
 ///
 /// ```no_run
-/// fn main() -> std::process::ExitCode {
-///     wrenn_monitor::run(std::env::args_os())
-/// }
+/// let exit_code = wrenn_monitor::run(std::env::args_os());
 /// ```
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match args::parse(args) {

@@ -82,30 +82,21 @@ const MAIN: &[c_long] = &[
     sys::SYS_clone,
     sys::SYS_clone3,
     sys::SYS_connect,
-    sys::SYS_dup,
-    sys::SYS_epoll_create1,
     sys::SYS_epoll_ctl,
-    sys::SYS_epoll_pwait,
     sys::SYS_epoll_wait,
     sys::SYS_eventfd2,
-    sys::SYS_fallocate,
     sys::SYS_fdatasync,
     sys::SYS_fstat,
     sys::SYS_fsync,
     sys::SYS_ftruncate,
-    sys::SYS_gettimeofday,
     sys::SYS_lseek,
     sys::SYS_memfd_create,
-    sys::SYS_mincore,
     sys::SYS_newfstatat,
     sys::SYS_openat,
     sys::SYS_pread64,
     sys::SYS_preadv,
     sys::SYS_pwrite64,
     sys::SYS_pwritev,
-    sys::SYS_readlink,
-    sys::SYS_readv,
-    sys::SYS_rename,
     sys::SYS_rseq,
     sys::SYS_sched_getaffinity,
     sys::SYS_seccomp,
@@ -117,30 +108,47 @@ const MAIN: &[c_long] = &[
     sys::SYS_writev,
 ];
 
-/// What a new thread does before its own filter is on, and for a vCPU afterwards: running it.
-const VCPU: &[c_long] = &[];
+/// The ioctl requests of one driver have its type (`_IOC_TYPE`) in their second byte.
+const DRIVER: u64 = 0xff00;
+const KVM: u64 = 0xae00;
+const USERFAULTFD: u64 = 0xaa00;
 
-/// The types of ioctl requests (`_IOC_TYPE`), which say what driver or subsystem a request is for.
-const IOCTL_KVM: u64 = 0xae;
-const IOCTL_USERFAULTFD: u64 = 0xaa;
-/// Also `FIONBIO`, by which a socket is made non-blocking.
-const IOCTL_TAP: u64 = 0x54;
-/// To look for a network interface by its name.
-const IOCTL_SOCKET: u64 = 0x89;
+/// Requests that are allowed one by one, as their driver has dangerous ones beside them: `FIONBIO` makes a
+/// socket non-blocking, and has the type of terminals, as have those of a TAP.
+const FIONBIO: u64 = sys::FIONBIO;
+const TAP: [u64; 3] = [sys::TUNSETIFF, sys::TUNSETVNETHDRSZ, sys::TUNSETOFFLOAD];
+/// Looks for a network interface by its name.
+const SIOCGIFINDEX: u64 = sys::SIOCGIFINDEX;
+/// `KVM_RUN` and `KVM_KVMCLOCK_CTRL` (`linux/kvm.h`): all that a vCPU's thread does with it.
+const VCPU: [u64; 2] = [0xae80, 0xaead];
+
+/// What an ioctl's request may be, by its second argument.
+fn ioctls(thread: Thread) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let exactly = |request: &u64| rule(1, SeccompCmpOp::Eq, *request);
+    let driver = |kind| rule(1, SeccompCmpOp::MaskedEq(DRIVER), kind);
+    match thread {
+        Thread::Api => [FIONBIO].iter().map(exactly).collect(),
+        Thread::Vcpu => VCPU.iter().map(exactly).collect(),
+        Thread::Main => {
+            // Those of the threads that it starts, which have its filter too, are among KVM's.
+            let single = TAP.iter().chain(&[FIONBIO, SIOCGIFINDEX]).map(exactly);
+            single.chain([KVM, USERFAULTFD].map(driver)).collect()
+        }
+    }
+}
 
 fn filter(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
-    let (calls, ioctls): (_, &[u64]) = match thread {
-        Thread::Api => (API, &[IOCTL_TAP]),
-        Thread::Main => (MAIN, &[IOCTL_KVM, IOCTL_USERFAULTFD, IOCTL_TAP, IOCTL_SOCKET]),
-        Thread::Vcpu => (VCPU, &[IOCTL_KVM]),
+    let calls = match thread {
+        Thread::Api => API,
+        Thread::Main => MAIN,
+        Thread::Vcpu => &[],
     };
     // A call without rules is allowed whatever its arguments.
     for call in COMMON.iter().chain(calls) {
         rules.insert(*call, Vec::new());
     }
-    let ioctl_rules = ioctls.iter().map(|kind| rule(1, SeccompCmpOp::MaskedEq(0xff00), kind << 8));
-    rules.insert(sys::SYS_ioctl, ioctl_rules.collect::<Result<_, _>>()?);
+    rules.insert(sys::SYS_ioctl, ioctls(thread)?);
     let not_executable = || rule(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
     rules.insert(sys::SYS_mmap, vec![not_executable()?]);
     rules.insert(sys::SYS_mprotect, vec![not_executable()?]);
@@ -163,6 +171,7 @@ fn rule(arg: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompil
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::IsTerminal;
     use std::net::UdpSocket;
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, ExitStatus};
@@ -172,10 +181,11 @@ mod tests {
     /// What a restricted thread tries to do, and whether its process survives that.
     type Attempt = (&'static str, Thread, fn(), bool);
 
-    const ATTEMPTS: [Attempt; 6] = [
+    const ATTEMPTS: [Attempt; 7] = [
         ("allocate", Thread::Api, || drop(std::hint::black_box(vec![1u8; 8 << 20])), true),
         ("open", Thread::Api, || drop(File::open("/dev/null")), false),
         ("open", Thread::Main, || drop(File::open("/dev/null")), true),
+        ("ask a terminal", Thread::Main, || _ = std::io::stdin().is_terminal(), false),
         ("network", Thread::Main, || drop(UdpSocket::bind("127.0.0.1:0")), false),
         ("spawn", Thread::Main, || drop(std::thread::spawn(|| ()).join()), true),
         ("spawn", Thread::Vcpu, || drop(std::thread::spawn(|| ()).join()), false),

@@ -37,13 +37,8 @@ fn boot_and_save(dir: &Path, vcpus: u8) -> Option<(Monitor, SnapshotFiles, u64)>
 /// The guest goes on where it was, and its memory is right.
 #[track_caller]
 fn goes_on(monitor: &Monitor, from: u64) {
-    monitor.wait_for_text("tick ");
+    let first = monitor.first_tick();
     eprintln!("first line after {} ms", monitor.age_ms());
-    let first = monitor
-        .console()
-        .lines()
-        .find_map(|line| line.strip_prefix("tick ")?.split(' ').next()?.parse().ok());
-    let first: u64 = first.unwrap();
     assert!((from..=from + 2).contains(&first), "saved at tick {from}, back at tick {first}");
     monitor.wait_for_tick(from + 5);
 }
@@ -241,6 +236,10 @@ fn what_is_no_snapshot_is_refused_and_the_monitor_can_load_another() {
         let answer = monitor.refused("PUT", "/snapshot/load", &load_request(&full.state, backend, memory));
         assert!(answer.contains(why), "{answer}");
     }
+    let elsewhere = r#"{"network_overrides":[{"iface_id":"eth9","host_dev_name":"tap9"}],"#;
+    let request = load_request(&full.state, "File", &full.memory).replacen('{', elsewhere, 1);
+    let answer = monitor.refused("PUT", "/snapshot/load", &request);
+    assert!(answer.contains("no network interface"), "{answer}");
     monitor.load(&full.state, "File", &full.memory);
     goes_on(&monitor, tick);
 }

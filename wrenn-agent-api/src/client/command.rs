@@ -25,7 +25,7 @@ pub struct Command {
 impl Command {
     /// A command that runs `program`: a path, or a name to be found in its PATH.
     pub fn new(program: impl Into<String>) -> Self {
-        let config = pb::ProcessConfig { cmd: program.into(), ..Default::default() };
+        let config = pb::ProcessConfig { cmd: program.into() };
         Self { config, user: None, stdin: false, tag: None, timeout: None }
     }
 
@@ -79,12 +79,7 @@ impl Command {
     }
 
     pub(super) fn into_request(self) -> pb::StartRequest {
-        pb::StartRequest {
-            process: self.config.into(),
-            tag: self.tag,
-            stdin: Some(self.stdin),
-            ..Default::default()
-        }
+        pb::StartRequest { process: self.config.into(), tag: self.tag, stdin: Some(self.stdin) }
     }
 }
 
@@ -109,7 +104,7 @@ impl Selector {
             Self::Pid(pid) => oneof::process_selector::Selector::Pid(pid),
             Self::Tag(tag) => oneof::process_selector::Selector::Tag(tag),
         };
-        pb::ProcessSelector { selector: Some(selector), ..Default::default() }
+        pb::ProcessSelector { selector: Some(selector) }
     }
 }
 

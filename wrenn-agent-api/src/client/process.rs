@@ -64,7 +64,7 @@ impl AgentClient {
         let transport = self.transport();
         let client = pb::ProcessClient::new(transport.clone(), config());
         self.within(CALL, async {
-            let request = pb::ConnectRequest { process: process.into(), ..Default::default() };
+            let request = pb::ConnectRequest { process: process.into() };
             let events = client
                 .connect_with_options(request, options)
                 .await
@@ -98,8 +98,7 @@ impl AgentClient {
             Signal::Kill => pb::Signal::SIGNAL_SIGKILL,
         };
         let process = process.into().into_proto();
-        let request =
-            pb::SendSignalRequest { process: process.into(), signal: signal.into(), ..Default::default() };
+        let request = pb::SendSignalRequest { process: process.into(), signal: signal.into() };
         self.unary("sending a signal", pb::ProcessClient::new, async |client| {
             client.send_signal(request).await.map(drop)
         })
@@ -125,12 +124,7 @@ impl AgentClient {
             let piece = input.split_to(input.len().min(INPUT_PIECE));
             let request = pb::SendInputRequest {
                 process: selector.clone().into_proto().into(),
-                input: pb::ProcessInput {
-                    input: Some(oneof::process_input::Input::Stdin(piece)),
-                    ..Default::default()
-                }
-                .into(),
-                ..Default::default()
+                input: pb::ProcessInput { input: Some(oneof::process_input::Input::Stdin(piece)) }.into(),
             };
             self.unary("sending input", pb::ProcessClient::new, async |client| {
                 client.send_input(request).await.map(drop)
@@ -145,8 +139,7 @@ impl AgentClient {
     /// # Errors
     /// [`AgentError::NotFound`] if no such command runs.
     pub async fn close_stdin(&self, process: impl Into<Selector>) -> Result<(), AgentError> {
-        let request =
-            pb::CloseStdinRequest { process: process.into().into_proto().into(), ..Default::default() };
+        let request = pb::CloseStdinRequest { process: process.into().into_proto().into() };
         self.unary("closing input", pb::ProcessClient::new, async |client| {
             client.close_stdin(request).await.map(drop)
         })

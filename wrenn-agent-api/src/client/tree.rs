@@ -53,7 +53,7 @@ impl AgentClient {
     pub async fn stat(&self, path: impl Into<GuestPath>) -> Result<FileInfo, AgentError> {
         const CALL: &str = "describing a file";
         let (path, options) = on_behalf(path);
-        let request = pb::StatRequest { path, ..Default::default() };
+        let request = pb::StatRequest { path };
         let answer = self
             .unary(CALL, pb::FilesystemClient::new, async |client| {
                 Ok(client.stat_with_options(request, options).await?.into_owned())
@@ -75,7 +75,7 @@ impl AgentClient {
     ) -> Result<Vec<FileInfo>, AgentError> {
         const CALL: &str = "listing a directory";
         let (path, options) = on_behalf(path);
-        let request = pb::ListDirRequest { path, depth, ..Default::default() };
+        let request = pb::ListDirRequest { path, depth };
         let options = options.with_max_message_size(MAX_LISTING);
         let answer = self
             .unary(CALL, pb::FilesystemClient::new, async |client| {
@@ -93,7 +93,7 @@ impl AgentClient {
     pub async fn make_dir(&self, path: impl Into<GuestPath>) -> Result<FileInfo, AgentError> {
         const CALL: &str = "making a directory";
         let (path, options) = on_behalf(path);
-        let request = pb::MakeDirRequest { path, ..Default::default() };
+        let request = pb::MakeDirRequest { path };
         let answer = self
             .unary(CALL, pb::FilesystemClient::new, async |client| {
                 Ok(client.make_dir_with_options(request, options).await?.into_owned())
@@ -114,7 +114,7 @@ impl AgentClient {
     ) -> Result<FileInfo, AgentError> {
         const CALL: &str = "renaming a file";
         let (source, options) = on_behalf(source);
-        let request = pb::MoveRequest { source, destination: destination.into(), ..Default::default() };
+        let request = pb::MoveRequest { source, destination: destination.into() };
         let answer = self
             .unary(CALL, pb::FilesystemClient::new, async |client| {
                 Ok(client.r#move_with_options(request, options).await?.into_owned())
@@ -129,7 +129,7 @@ impl AgentClient {
     /// [`AgentError::InvalidArgument`] for the root directory. After an error a part may be gone.
     pub async fn remove(&self, path: impl Into<GuestPath>) -> Result<(), AgentError> {
         let (path, options) = on_behalf(path);
-        let request = pb::RemoveRequest { path, ..Default::default() };
+        let request = pb::RemoveRequest { path };
         self.unary("removing a file", pb::FilesystemClient::new, async |client| {
             client.remove_with_options(request, options).await.map(drop)
         })

@@ -56,7 +56,6 @@ pub(super) fn entry(path: &str, own: &Metadata, names: &Names) -> pb::EntryInfo 
         modified_time: timestamp(shown).into(),
         symlink_target: if link { link_target(path) } else { None },
         metadata: if shown.is_file() { metadata(path).into_iter().collect() } else { Default::default() },
-        ..Default::default()
     }
 }
 
@@ -72,7 +71,6 @@ fn timestamp(of: &Metadata) -> buffa_types::google::protobuf::Timestamp {
         seconds: of.mtime(),
         // 0 to 999,999,999 by stat(2).
         nanos: of.mtime_nsec() as i32,
-        ..Default::default()
     }
 }
 

@@ -35,7 +35,7 @@ impl pb::Filesystem for FilesystemService {
     ) -> ServiceResult<pb::StatResponse> {
         let (path, _) = self.path(&ctx, request.view().path)?;
         let entry = blocking(move || entry::describe(&path)).await?;
-        Response::ok(pb::StatResponse { entry: entry.into(), ..Default::default() })
+        Response::ok(pb::StatResponse { entry: entry.into() })
     }
 
     async fn make_dir(
@@ -45,7 +45,7 @@ impl pb::Filesystem for FilesystemService {
     ) -> ServiceResult<pb::MakeDirResponse> {
         let (path, owner) = self.path(&ctx, request.view().path)?;
         let entry = blocking(move || tree::make(&path, owner)).await?;
-        Response::ok(pb::MakeDirResponse { entry: entry.into(), ..Default::default() })
+        Response::ok(pb::MakeDirResponse { entry: entry.into() })
     }
 
     async fn r#move(
@@ -56,7 +56,7 @@ impl pb::Filesystem for FilesystemService {
         let (source, owner) = self.path(&ctx, request.view().source)?;
         let (destination, _) = self.path(&ctx, request.view().destination)?;
         let entry = blocking(move || tree::rename(&source, &destination, owner)).await?;
-        Response::ok(pb::MoveResponse { entry: entry.into(), ..Default::default() })
+        Response::ok(pb::MoveResponse { entry: entry.into() })
     }
 
     async fn list_dir(
@@ -67,7 +67,7 @@ impl pb::Filesystem for FilesystemService {
         let (path, _) = self.path(&ctx, request.view().path)?;
         let depth = request.view().depth.max(1);
         let entries = blocking(move || tree::list(&path, depth)).await?;
-        Response::ok(pb::ListDirResponse { entries, ..Default::default() })
+        Response::ok(pb::ListDirResponse { entries })
     }
 
     async fn remove(

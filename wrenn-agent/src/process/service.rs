@@ -62,9 +62,8 @@ impl pb::Process for ProcessService {
         let started = self.processes.start(launch, config, request.tag, deadline).await;
         let (process, events) = started.map_err(|e| start_error(&program, &e))?;
         Response::stream_ok(
-            follow(process, events, keepalive(&ctx), Limit::OfCommand).map(|event| {
-                event.map(|event| pb::StartResponse { event: event.into(), ..Default::default() })
-            }),
+            follow(process, events, keepalive(&ctx), Limit::OfCommand)
+                .map(|event| event.map(|event| pb::StartResponse { event: event.into() })),
         )
     }
 
@@ -76,9 +75,10 @@ impl pb::Process for ProcessService {
         let process = self.select(request.to_owned_message().process.into_option())?;
         let events = process.outlet.attach();
         let limit = Limit::OfCall(ctx.deadline().map(Into::into));
-        Response::stream_ok(follow(process, events, keepalive(&ctx), limit).map(|event| {
-            event.map(|event| pb::ConnectResponse { event: event.into(), ..Default::default() })
-        }))
+        Response::stream_ok(
+            follow(process, events, keepalive(&ctx), limit)
+                .map(|event| event.map(|event| pb::ConnectResponse { event: event.into() })),
+        )
     }
 
     async fn list(
@@ -90,10 +90,9 @@ impl pb::Process for ProcessService {
             config: process.config.clone().into(),
             pid: process.pid(),
             tag: process.tag.clone(),
-            ..Default::default()
         };
         let processes = self.processes.running().iter().map(info).collect();
-        Response::ok(pb::ListResponse { processes, ..Default::default() })
+        Response::ok(pb::ListResponse { processes })
     }
 
     async fn update(
@@ -246,7 +245,7 @@ fn follow(
     keepalive: Duration,
     limit: Limit,
 ) -> impl Stream<Item = Result<pb::ProcessEvent, ConnectError>> + Send + 'static {
-    let start = pb::process_event::StartEvent { pid: process.pid(), ..Default::default() };
+    let start = pb::process_event::StartEvent { pid: process.pid() };
     let rest = stream::unfold(Some((process, events)), move |state| async move {
         let (process, mut events) = state?;
         let received = tokio::select! {
@@ -289,7 +288,7 @@ fn too_late(what: &str) -> ConnectError {
 }
 
 fn wire_event(event: impl Into<Option<oneof::process_event::Event>>) -> pb::ProcessEvent {
-    pb::ProcessEvent { event: event.into(), ..Default::default() }
+    pb::ProcessEvent { event: event.into() }
 }
 
 fn data_event(channel: Channel, bytes: bytes::Bytes) -> pb::process_event::DataEvent {
@@ -299,7 +298,7 @@ fn data_event(channel: Channel, bytes: bytes::Bytes) -> pb::process_event::DataE
         Channel::Stderr => Output::Stderr(bytes),
         Channel::Terminal => Output::Pty(bytes),
     };
-    pb::process_event::DataEvent { output: Some(output), ..Default::default() }
+    pb::process_event::DataEvent { output: Some(output) }
 }
 
 async fn write(process: &Process, input: Option<pb::ProcessInput>) -> Result<(), ConnectError> {

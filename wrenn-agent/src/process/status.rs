@@ -10,7 +10,7 @@ pub(super) fn end_event(exit: Exit) -> EndEvent {
         Exit::Signal(signal) => (-1, false, format!("signal: {}", signal_name(signal)), Some(signal)),
     };
     let error = (exit != Exit::Code(0)).then(|| status.clone());
-    EndEvent { exit_code, exited, status, error, signal, ..Default::default() }
+    EndEvent { exit_code, exited, status, error, signal }
 }
 
 fn signal_name(signal: i32) -> String {

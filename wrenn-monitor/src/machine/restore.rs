@@ -22,6 +22,10 @@ pub(crate) enum LoadError {
     Memory(#[from] MapError),
     #[error("the snapshot has no network interface {iface:?} to be overridden")]
     NoSuchInterface { iface: String },
+    #[error(
+        "the snapshot does not tell when it was taken, so the guest's clock cannot be advanced: load it without clock_realtime"
+    )]
+    NoTime,
     #[error("the virtual machine could not be made")]
     Vm(#[from] VmError),
     #[error("a device of the snapshot could not be restored")]
@@ -42,6 +46,9 @@ impl Machine {
     ) -> Result<Self, LoadError> {
         let state = MachineState::read(&request.snapshot_path)?;
         check_overrides(request, &state)?;
+        if request.clock_realtime && !state.vm.knows_time() {
+            return Err(LoadError::NoTime);
+        }
         let config = MachineConfig {
             vcpu_count: state.vcpus.len() as u8,
             mem_size_mib: state.mem_size_mib,

@@ -6,6 +6,7 @@
 //!
 //! On failure the file's contents are undefined; guest memory and the record of changes are untouched.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -52,31 +53,34 @@ impl Memory {
     /// A diff into a file of the memory's size is written over what is there; any other file is emptied first.
     /// The guest must not run, nor a device write to its memory.
     pub(crate) fn dump(&self, file: &File, kind: DumpKind<'_>) -> Result<u64, DumpError> {
+        let full = matches!(kind, DumpKind::Full);
         let size = self.guest.iter().map(GuestMemoryRegion::len).sum();
-        resize(file, size, matches!(kind, DumpKind::Full))
-            .map_err(|source| DumpError::Resize { size, source })?;
+        resize(file, size, full).map_err(|source| DumpError::Resize { size, source })?;
         let mut buffer = vec![0; RUN * PAGE];
         let mut written = 0;
         for (index, (region, offset)) in map::with_offsets(&self.guest).enumerate() {
-            let looked_up = match kind {
-                DumpKind::Full => Some(self.present_pages(region)),
-                DumpKind::Touched => Some(self.touched_pages(region)),
-                DumpKind::Changed(_) => None,
-            };
-            let address = region.start_addr().0;
-            let looked_up = looked_up.transpose().map_err(|source| DumpError::Pages { address, source })?;
-            let pages = match (&looked_up, kind) {
-                (Some(pages), _) => pages,
-                (None, DumpKind::Changed(pages)) => &pages[index],
-                (None, _) => unreachable!("the other kinds are looked up"),
-            };
-            let skip_zeros = matches!(kind, DumpKind::Full);
+            let pages = self
+                .pages_to_write(kind, index, region)
+                .map_err(|source| DumpError::Pages { address: region.start_addr().0, source })?;
             for run in pages.runs(RUN) {
-                written += write_run(file, offset, region, run, skip_zeros, &mut buffer)?;
+                written += write_run(file, offset, region, run, full, &mut buffer)?;
             }
         }
         file.sync_all().map_err(DumpError::Sync)?;
         Ok(written)
+    }
+
+    fn pages_to_write<'a>(
+        &self,
+        kind: DumpKind<'a>,
+        index: usize,
+        region: &GuestRegion,
+    ) -> io::Result<Cow<'a, PageSet>> {
+        match kind {
+            DumpKind::Full => self.present_pages(region).map(Cow::Owned),
+            DumpKind::Touched => self.touched_pages(region).map(Cow::Owned),
+            DumpKind::Changed(pages) => Ok(Cow::Borrowed(&pages[index])),
+        }
     }
 }
 

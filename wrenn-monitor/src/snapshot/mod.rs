@@ -157,3 +157,6 @@ impl Targets {
         write().map_err(|source| TargetError::Write { path: self.state_path.clone(), source })
     }
 }
+
+#[cfg(test)]
+mod tests;

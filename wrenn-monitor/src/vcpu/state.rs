@@ -55,6 +55,24 @@ pub(crate) struct VcpuState {
 }
 
 impl VcpuState {
+    /// A state with nothing in it, for tests of what holds one.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self {
+            cpuid: vec![kvm_cpuid_entry2::default(); 3],
+            tsc_khz: 2_000_000,
+            mp_state: Default::default(),
+            regs: Default::default(),
+            sregs: Default::default(),
+            xsave: vec![0; 1024],
+            xcrs: Default::default(),
+            debug_regs: Default::default(),
+            lapic: Default::default(),
+            msrs: vec![kvm_msr_entry::default(); 5],
+            events: Default::default(),
+        }
+    }
+
     /// What the vCPU was told about its processor.
     pub(crate) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid

@@ -24,6 +24,21 @@ pub(crate) struct VmState {
 }
 
 impl VmState {
+    /// Whether the time of day at which it was saved is known, so that the guest's clock can be advanced.
+    pub(crate) fn knows_time(&self) -> bool {
+        self.clock.flags & KVM_CLOCK_REALTIME != 0
+    }
+
+    /// A state with nothing in it, for tests of what holds one.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        let mut state = Self { controllers: Default::default(), clock: Default::default() };
+        for (controller, id) in state.controllers.iter_mut().zip(CONTROLLERS) {
+            controller.chip_id = id;
+        }
+        state
+    }
+
     /// Checks what cannot be left to KVM: that each controller's state is loaded into that controller.
     pub(crate) fn check(&self) -> Result<(), VmStateError> {
         let matches = self.controllers.iter().zip(CONTROLLERS).all(|(state, id)| state.chip_id == id);
@@ -46,15 +61,14 @@ impl Vm {
     /// Loads a checked state; the vCPUs must have theirs already, because a pending interrupt of the IOAPIC goes
     /// to a local APIC at once.
     ///
-    /// With `advance_clock` the guest's clock goes on by the time that passed since the snapshot, else it
-    /// continues where it stood.
+    /// With `advance_clock`, for a state that [knows its time](VmState::knows_time), the guest's clock goes on by the
+    /// time that passed since the snapshot, else it continues where it stood.
     pub(crate) fn restore(&self, state: &VmState, advance_clock: bool) -> Result<(), VmError> {
         for controller in &state.controllers {
             self.fd.set_irqchip(controller).map_err(at("KVM_SET_IRQCHIP"))?;
         }
         let mut clock = state.clock;
-        // KVM sets flags that it does not take back; of those it does, only this one is wanted, and only valid if
-        // KVM knew the time of day when it saved.
+        // KVM sets flags that it does not take back; of those it does, only this one is wanted.
         clock.flags &= if advance_clock { KVM_CLOCK_REALTIME } else { 0 };
         self.fd.set_clock(&clock).map_err(at("KVM_SET_CLOCK"))
     }
@@ -66,10 +80,7 @@ mod tests {
 
     #[test]
     fn controllers_in_the_wrong_place_are_refused() {
-        let mut state = VmState { controllers: Default::default(), clock: Default::default() };
-        for (controller, id) in state.controllers.iter_mut().zip(CONTROLLERS) {
-            controller.chip_id = id;
-        }
+        let mut state = VmState::sample();
         assert_eq!(state.check(), Ok(()));
         state.controllers.swap(0, 2);
         assert_eq!(state.check(), Err(VmStateError));

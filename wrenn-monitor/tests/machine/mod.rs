@@ -151,13 +151,18 @@ impl Monitor {
         String::from_utf8_lossy(&std::fs::read(&self.console).unwrap()).into_owned()
     }
 
+    /// The number of the first tick that the guest tells of.
+    #[track_caller]
+    pub(crate) fn first_tick(&self) -> u64 {
+        self.wait_for("a tick", || all_ticks(&self.console()).first().copied())
+    }
+
     /// The number of the last tick that the guest has told of; panics if one went wrong.
     #[track_caller]
     pub(crate) fn ticks(&self) -> u64 {
         let console = self.console();
         assert!(!console.contains("BAD"), "{console}");
-        let ticks = console.lines().filter_map(|line| line.strip_prefix("tick ")?.split_whitespace().next());
-        ticks.filter_map(|number| number.parse().ok()).next_back().unwrap_or(0)
+        all_ticks(&console).last().copied().unwrap_or(0)
     }
 
     /// Waits until the guest has got to `tick`.
@@ -210,6 +215,12 @@ impl Monitor {
         let log = std::fs::read(self.console.with_extension("log")).unwrap_or_default();
         format!("--- console\n{}\n--- log\n{}", self.console(), String::from_utf8_lossy(&log))
     }
+}
+
+/// The ticks on a console, as far as their lines are complete.
+fn all_ticks(console: &str) -> Vec<u64> {
+    let lines = console.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    lines.filter_map(|line| line.strip_prefix("tick ")?.split(' ').next()?.parse().ok()).collect()
 }
 
 impl Drop for Monitor {

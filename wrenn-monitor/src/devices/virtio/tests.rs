@@ -1,7 +1,7 @@
 //! The transport's own rules, on the simplest device there is.
 
 use proptest::collection::vec;
-use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_oneof, proptest};
 use virtio_bindings::virtio_mmio::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use wrenn_vmm::api::EntropyDevice;
@@ -245,6 +245,37 @@ fn impossible_states_are_refused() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
+    /// A saved state with any bytes changed is refused, or is one that a device can be in: it works, or stops.
+    #[test]
+    fn no_saved_state_breaks_the_device(
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        requests in 0u64..3,
+    ) {
+        let mut driver = Driver::new(rng());
+        for i in 0..requests {
+            driver.post(0, &[into(BUFFERS + 8 * i, 8)]);
+        }
+        driver.notify(0);
+        let mut bytes = postcard::to_allocvec(&save(&driver)).unwrap();
+        for (index, value) in changes {
+            let len = bytes.len();
+            bytes[index.index(len)] = value;
+        }
+        let Ok(state) = postcard::from_bytes::<VirtioMmioState>(&bytes) else { return Ok(()) };
+        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
+        let memory = driver.memory.clone();
+        let Ok(mmio) = VirtioMmio::restore(state, memory.clone(), irq.try_clone().unwrap(), &[]) else {
+            return Ok(());
+        };
+        let mut driver = Driver::attach(memory, mmio, irq);
+        driver.mmio.resume();
+        driver.turn();
+        driver.bring_up(u64::MAX);
+        driver.post(0, &[into(BUFFERS, 8)]);
+        driver.notify(0);
+        assert_eq!(driver.answers(0).len(), 1);
+    }
+
     /// Whatever is written to the registers, the device answers, and a reset makes it as new.
     #[test]
     fn no_sequence_of_accesses_breaks_the_registers(
