@@ -25,7 +25,7 @@ pub struct Command {
 impl Command {
     /// A command that runs `program`: a path, or a name to be found in its PATH.
     pub fn new(program: impl Into<String>) -> Self {
-        let config = pb::ProcessConfig { cmd: program.into() };
+        let config = pb::ProcessConfig { cmd: program.into(), ..Default::default() };
         Self { config, user: None, stdin: false, tag: None, timeout: None }
     }
 
@@ -60,7 +60,7 @@ impl Command {
         self
     }
 
-    /// Says whether it gets a pipe as standard input, for [`AgentClient::send_input`]. Default: `/dev/null`.
+    /// Says whether it gets a pipe as standard input, for [`AgentClient::send_input`](super::AgentClient::send_input). Default: `/dev/null`.
     pub fn stdin(mut self, piped: bool) -> Self {
         self.stdin = piped;
         self
@@ -79,7 +79,12 @@ impl Command {
     }
 
     pub(super) fn into_request(self) -> pb::StartRequest {
-        pb::StartRequest { process: self.config.into(), tag: self.tag, stdin: Some(self.stdin) }
+        pb::StartRequest {
+            process: self.config.into(),
+            pty: None.into(),
+            tag: self.tag,
+            stdin: Some(self.stdin),
+        }
     }
 }
 
@@ -118,7 +123,7 @@ pub enum Signal {
     Kill,
 }
 
-/// A command that runs, as [`AgentClient::list`] tells it.
+/// A command that runs, as [`AgentClient::list`](super::AgentClient::list) tells it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ProcessInfo {

@@ -66,11 +66,14 @@ fn link_target(path: &str) -> Option<String> {
     Some(paths::resolve(&parent.join(target).to_string_lossy(), "/"))
 }
 
+// The generated type has one more field or none, by the features that the workspace's other crates switch on.
+#[allow(clippy::needless_update)]
 fn timestamp(of: &Metadata) -> buffa_types::google::protobuf::Timestamp {
     buffa_types::google::protobuf::Timestamp {
         seconds: of.mtime(),
         // 0 to 999,999,999 by stat(2).
         nanos: of.mtime_nsec() as i32,
+        ..Default::default()
     }
 }
 

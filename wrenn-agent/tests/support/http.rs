@@ -48,7 +48,7 @@ pub(crate) async fn send(address: SocketAddr, request_line: &str, headers: &[&st
         request.push_str(header);
         request.push_str("\r\n");
     }
-    let chunked = headers.iter().any(|header| *header == "transfer-encoding: chunked");
+    let chunked = headers.contains(&"transfer-encoding: chunked");
     if !chunked && !body.is_empty() {
         request.push_str(&format!("content-length: {}\r\n", body.len()));
     }
