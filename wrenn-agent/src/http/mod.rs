@@ -86,7 +86,7 @@ impl Routes {
     /// Answers one request that came over `connection`.
     async fn answer(&self, request: Request<Incoming>, connection: u64) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        if let Err(refusal) = self.admit(&path, &request) {
+        if let Some(refusal) = self.refuse(&path, &request) {
             return refusal;
         }
         let answered = match (request.method(), path.as_str()) {
@@ -105,27 +105,27 @@ impl Routes {
         answered.unwrap_or_else(HttpError::into_response)
     }
 
-    /// Lets a request pass that shows the token, or needs none.
-    fn admit<T>(&self, path: &str, request: &Request<T>) -> Result<(), Response<Body>> {
+    /// The answer to a request that needs the token and does not show it.
+    fn refuse<T>(&self, path: &str, request: &Request<T>) -> Option<Response<Body>> {
         let shown = request.headers().get(ACCESS_TOKEN_HEADER);
         let open = path == "/health" || (path == "/init" && !self.settings.is_claimed());
         if open || shown.is_some_and(|token| self.settings.accepts(token.as_bytes())) {
-            return Ok(());
+            return None;
         }
-        let mut message = "the access token is missing or wrong".to_owned();
+        let mut message = "the access token is missing or wrong";
         if path == "/files" && shown.is_none() {
             match self.check_signature(request.method(), &Query::of(request.uri())) {
-                Ok(()) => return Ok(()),
-                Err(Some(why)) => message = why.into(),
+                Ok(()) => return None,
+                Err(Some(why)) => message = why,
                 Err(None) => {}
             }
         }
         if is_rpc(path) {
             // For an RPC client the code is the Connect one.
             let error = serde_json::json!({ "code": "unauthenticated", "message": message });
-            return Err(json(StatusCode::UNAUTHORIZED, &error));
+            return Some(json(StatusCode::UNAUTHORIZED, &error));
         }
-        Err(HttpError::new(StatusCode::UNAUTHORIZED, message).into_response())
+        Some(HttpError::new(StatusCode::UNAUTHORIZED, message).into_response())
     }
 
     async fn call(&self, request: Request<Incoming>) -> Response<Body> {
