@@ -126,7 +126,8 @@ impl Live {
             waited: limit,
             console: crate::console::tail(self.monitor.console_log()),
         };
-        self.while_alive(async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) }).await
+        self.while_alive(async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) })
+            .await
     }
 
     /// Made anew for each attempt: it holds the time.
