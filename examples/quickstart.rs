@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     sandbox.files().write("/root/counter.py", COUNTER).await?;
     sandbox.files().write("/root/note", "written before the first pause").await?;
     let pid = sandbox.command("python3").arg("/root/counter.py").spawn().await?.pid();
-    // A signal before it listens would end it.
+    // A signal before it listens would end it; it tells once when it does.
     sandbox.exec("until test -e /run/counter; do sleep 0.1; done").await?;
     let before = ask(&sandbox, pid).await?;
 
@@ -107,8 +107,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// Has the counter say who it is and how far it got.
 async fn ask(sandbox: &Sandbox, pid: u32) -> Result<Counter, Box<dyn Error>> {
     let line = format!(
-        "rm -f /run/counter; for try in $(seq 300); do kill -USR1 {pid} || exit; sleep 0.1; \
-         test -e /run/counter && exec cat /run/counter; done"
+        "rm -f /run/counter; kill -USR1 {pid} || exit; \
+         for try in $(seq 300); do test -e /run/counter && exec cat /run/counter; sleep 0.1; done"
     );
     let answer = sandbox.exec(line).await?;
     let text = answer.stdout_text();
