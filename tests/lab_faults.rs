@@ -162,6 +162,27 @@ async fn every_damaged_snapshot_file_is_found_and_the_whole_one_resumes() {
     host.close().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_is_never_put_on_another_image() {
+    let test = TestHost::new();
+    let host = test.open().await;
+    let stored = paused(&host).await;
+    let before = HostState::of(&test.data());
+    let manifest = test.data().join("images/debian/image.json");
+    let saved = fs::read_to_string(&manifest).unwrap();
+    let at = saved.find("\"sha256\"").unwrap();
+    let digit = at + saved[at..].find(": \"").unwrap() + 3;
+    let other = if &saved[digit..=digit] == "0" { "1" } else { "0" };
+    fs::write(&manifest, format!("{}{other}{}", &saved[..digit], &saved[digit + 1..])).unwrap();
+    let failed = stored.resume().await.map(drop).unwrap_err();
+    expect(&failed.source, ErrorKind::Corrupt, &["another image debian", "register that one again"]);
+    before.assert_same(&HostState::of(&test.data()));
+    fs::write(&manifest, saved).unwrap();
+    let sandbox = failed.paused.resume().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+    sandbox.destroy().await.unwrap();
+    host.close().await.unwrap();
+}
+
 async fn resume(host: &Host, id: &wrenn::SandboxId) -> Result<Sandbox, Error> {
     let sandbox = host.paused(id).await?.resume().await.map_err(|e| e.source)?;
     sandbox.exec("true").await?;

@@ -123,3 +123,59 @@ async fn a_dropped_sandbox_and_a_dropped_creation_leave_nothing() {
     host.close().await.unwrap();
     before.assert_same(&HostState::of(&test.data()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_returns_early_leaves_nothing() {
+    let test = TestHost::new();
+    test.open().await.close().await.unwrap();
+    let before = HostState::of(&test.data());
+    {
+        let host = test.open().await;
+        let _sandbox = small(&host).await;
+        // As after an error in `main`: the sandbox goes first, then the last handle of the host.
+    }
+    before.assert_same(&HostState::of(&test.data()));
+}
+
+#[test]
+fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
+    let test = TestHost::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async { test.open().await.close().await.unwrap() });
+    let before = HostState::of(&test.data());
+    let ids = support::run_and_kill("inner::two_sandboxes_until_killed", &test);
+    let [paused, unsaved] = ids.as_slice() else { panic!("{ids:?}") };
+    before.assert_differs(&HostState::of(&test.data()), "device-mapper");
+
+    runtime.block_on(async {
+        let host = test.open().await;
+        assert_eq!(host.stored().await.unwrap(), [paused.parse().unwrap()]);
+        let lost = host.paused(&unsaved.parse().unwrap()).await.unwrap_err();
+        assert_eq!(lost.kind(), ErrorKind::NotFound);
+        let stored = host.paused(&paused.parse().unwrap()).await.unwrap();
+        let sandbox = stored.resume().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+        assert_eq!(sandbox.exec("cat /root/note").await.unwrap().stdout_text(), "before the pause");
+        sandbox.destroy().await.unwrap();
+        host.close().await.unwrap();
+    });
+    before.assert_same(&HostState::of(&test.data()));
+}
+
+/// What runs in a program of its own, started by the tests above.
+mod inner {
+    use super::*;
+
+    /// Has two sandboxes running, one of them with a snapshot, and waits to be killed.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_sandboxes_until_killed() {
+        let Some(test) = support::to_be_killed() else { return };
+        let host = test.open().await;
+        let sandbox = small(&host).await;
+        sandbox.exec("echo before the pause > /root/note").await.unwrap();
+        let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+        let resumed = paused.resume().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+        resumed.exec("echo after the pause > /root/note; sync").await.unwrap();
+        let unsaved = small(&host).await;
+        support::ready_to_be_killed(&[resumed.id(), unsaved.id()]);
+    }
+}

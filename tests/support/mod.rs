@@ -11,7 +11,8 @@ use wrenn::{Host, HostBuilder};
 
 /// A data directory on the scratch file system, with the machine's images in it.
 pub(crate) struct TestHost {
-    dir: tempfile::TempDir,
+    data: PathBuf,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl TestHost {
@@ -25,12 +26,12 @@ impl TestHost {
             assert!(part_of_shared.is_dir(), "{} is missing: run `make image`", part_of_shared.display());
             copy_tree(&part_of_shared, &dir.path().join("data").join(part));
         }
-        Self { dir }
+        Self { data: dir.path().join("data"), _dir: Some(dir) }
     }
 
     /// The data directory.
     pub(crate) fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data.clone()
     }
 
     /// A builder for this directory, with a runtime directory of its own.
@@ -107,6 +108,13 @@ impl HostState {
         let new: Vec<_> = after.lines.difference(&self.lines).collect();
         let gone: Vec<_> = self.lines.difference(&after.lines).collect();
         assert!(new.is_empty() && gone.is_empty(), "left behind: {new:#?}\ngone: {gone:#?}");
+    }
+
+    /// Fails unless there is something of `kind` that was not there before.
+    #[track_caller]
+    pub(crate) fn assert_differs(&self, after: &Self, kind: &str) {
+        let new: Vec<_> = after.lines.difference(&self.lines).collect();
+        assert!(new.iter().any(|line| line.starts_with(kind)), "nothing of kind {kind}: {new:#?}");
     }
 }
 
@@ -200,4 +208,37 @@ pub(crate) fn masked(device: &str, name: &str) {
 /// Whether this process was started by [`masked`] for `device`.
 pub(crate) fn is_masked(device: &str) -> bool {
     std::env::var_os(MASKED).is_some_and(|masked| masked == device)
+}
+
+const KILLED: &str = "WRENN_TEST_TO_BE_KILLED";
+
+/// Runs the test `name` of this binary in a process of its own, kills it once it is ready, and returns the ids it told.
+pub(crate) fn run_and_kill(name: &str, test: &TestHost) -> Vec<String> {
+    use std::io::{BufRead, BufReader};
+    let mut child = Command::new(std::env::current_exe().expect("this test's binary"))
+        .args(["--exact", name, "--nocapture"])
+        .env(KILLED, test.data())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the test's binary runs");
+    let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let ready = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("READY ")?.1.to_owned()));
+    child.kill().expect("it can be killed");
+    child.wait().expect("it can be collected");
+    ready.expect("it was not ready when it ended").split(' ').map(str::to_owned).collect()
+}
+
+/// In a process started by [`run_and_kill`]: the host to use.
+pub(crate) fn to_be_killed() -> Option<TestHost> {
+    let data = PathBuf::from(std::env::var_os(KILLED)?);
+    Some(TestHost { data, _dir: None })
+}
+
+/// In a process started by [`run_and_kill`]: never returns.
+pub(crate) fn ready_to_be_killed(ids: &[&wrenn::SandboxId]) -> ! {
+    let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
+    println!("\nREADY {}", ids.join(" "));
+    loop {
+        std::thread::park();
+    }
 }

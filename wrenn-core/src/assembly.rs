@@ -13,7 +13,7 @@ use std::time::Duration;
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_base::{SandboxId, StepId, UndoList};
 use wrenn_net::{GuestNet, NetError, Slot, SlotSpec};
-use wrenn_storage::{DiskSpec, GuestFiles, Image, MemoryImage, RootDisk, clone_file};
+use wrenn_storage::{Digest, DiskSpec, GuestFiles, Image, MemoryImage, RootDisk, clone_file};
 use wrenn_uffd::{FaultServer, FaultServerOptions};
 use wrenn_vmm::api::{
     BootSource, CacheType, Drive, EntropyDevice, MachineConfig, MemBackend, MemBackendType, NetworkInterface,
@@ -68,6 +68,7 @@ impl Assembly {
         preflight::kvm()?;
         self.claim()?;
         let image = self.host.images.get(&self.identity.spec.image)?;
+        let digest = image.digest.clone();
         let guest = self.host.guest_files()?;
         self.data_dir().await?;
         self.run_dir().await?;
@@ -76,7 +77,7 @@ impl Assembly {
         let monitor = self.monitor(&disk, &slot).await?;
         configure(&monitor, &self.identity, &guest, &slot).await?;
         monitor.client().start_instance().await?;
-        let live = self.live(monitor, disk, slot, None);
+        let live = self.live(monitor, disk, digest, slot, None);
         live.greet_agent().await?;
         Ok(live)
     }
@@ -86,13 +87,22 @@ impl Assembly {
         preflight::userfaultfd()?;
         self.claim()?;
         let image = self.host.images.get(&self.identity.spec.image)?;
+        if image.digest != point.image {
+            let Identity { id, spec, .. } = self.identity.clone();
+            return Err(Cause::OtherImage {
+                id,
+                image: spec.image,
+                expected: point.image,
+                found: image.digest,
+            });
+        }
         self.run_dir().await?;
         let disk = self.disk(image, Some(point.disk)).await?;
         let slot = self.network().await?;
         let paging = self.paging(&point.memory).await?;
         let monitor = self.monitor(&disk, &slot).await?;
         let _ = paging.killer.set(monitor.killer());
-        let live = self.live(monitor, disk, slot, Some(paging));
+        let live = self.live(monitor, disk, point.image, slot, Some(paging));
         let load = SnapshotLoad {
             snapshot_path: point.state,
             mem_backend: Some(MemBackend {
@@ -206,9 +216,16 @@ impl Assembly {
         Ok(monitor)
     }
 
-    fn live(&self, monitor: MonitorProcess, disk: RootDisk, slot: Slot, paging: Option<Paging>) -> Live {
+    fn live(
+        &self,
+        monitor: MonitorProcess,
+        disk: RootDisk,
+        image: Digest,
+        slot: Slot,
+        paging: Option<Paging>,
+    ) -> Live {
         let agent = agent_client(slot, &self.identity.token);
-        Live { identity: self.identity.clone(), monitor, disk, agent, paging }
+        Live { identity: self.identity.clone(), monitor, disk, image, agent, paging }
     }
 }
 

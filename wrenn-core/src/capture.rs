@@ -15,7 +15,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, SandboxId};
-use wrenn_storage::{Imported, MemoryImage, Snapshot, StagedSnapshot};
+use wrenn_storage::{Digest, Imported, MemoryImage, Snapshot, StagedSnapshot};
 use wrenn_vmm::api::{SnapshotCreate, SnapshotType};
 
 use crate::error::Cause;
@@ -45,6 +45,8 @@ pub enum SnapshotKind {
 pub(crate) struct Record {
     pub(crate) id: SandboxId,
     pub(crate) spec: SandboxSpec,
+    /// The root image: the disk's changes fit no other.
+    pub(crate) image: Digest,
     pub(crate) token: AccessToken,
     pub(crate) kind: SnapshotKind,
     pub(crate) memory_written: Bytes,
@@ -92,7 +94,7 @@ async fn write(live: &Live, base: Option<&MemoryImage>, staged: StagedSnapshot) 
         mem_file_path: staged.file(DUMP),
     };
     live.while_alive(async { Ok(live.monitor.client().create_snapshot(&request).await?) }).await?;
-    let identity = live.identity.clone();
+    let (identity, image) = (live.identity.clone(), live.image.clone());
     let (base, device, cow) = (base.cloned(), live.disk.device().to_owned(), live.disk.cow().to_owned());
     blocking(move || {
         let imported = import(&identity.dirs, base.as_ref(), &staged, identity.spec.memory.bytes())?;
@@ -100,6 +102,7 @@ async fn write(live: &Live, base: Option<&MemoryImage>, staged: StagedSnapshot) 
         let record = Record {
             id: identity.id,
             spec: identity.spec,
+            image,
             token: identity.token,
             kind,
             memory_written: imported.written,

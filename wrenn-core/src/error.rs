@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_agent_api::AgentError;
-use wrenn_base::{InvalidId, SandboxId, UndoFailure};
+use wrenn_base::{ImageName, InvalidId, SandboxId, UndoFailure};
 use wrenn_net::NetError;
-use wrenn_storage::{DiskError, ImageError, MemoryError, SnapshotError};
+use wrenn_storage::{Digest, DiskError, ImageError, MemoryError, SnapshotError};
 use wrenn_uffd::UffdError;
 use wrenn_vmm::VmmError;
 
@@ -119,6 +119,21 @@ pub enum Cause {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// The image that a sandbox was made from has been replaced: its disk would be a mixture of two.
+    #[error(
+        "the disk of sandbox {id} belongs to another image {image} (sha256 {expected}) than is registered now \
+         (sha256 {found}); register that one again"
+    )]
+    OtherImage {
+        /// The sandbox.
+        id: SandboxId,
+        /// The image's name.
+        image: ImageName,
+        /// The digest of the image that the sandbox was made from.
+        expected: Digest,
+        /// The digest of the image of that name now.
+        found: Digest,
     },
     /// The agent did not answer in time.
     #[error("the agent of sandbox {id} did not answer within {waited:?}; the console ends with:\n{console}")]

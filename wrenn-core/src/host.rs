@@ -20,6 +20,7 @@ use crate::layout::Layout;
 use crate::machine::UNDO_LIMIT;
 use crate::paused::PausedSandbox;
 use crate::step::{blocking, undo_all};
+use crate::sweep;
 
 const DEFAULT_DATA: &str = "/var/lib/wrenn";
 const DEFAULT_RUN: &str = "/run/wrenn";
@@ -31,6 +32,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 ///
 /// Clones share it. One process at a time can have a data directory open. Sandboxes keep their host open; what the
 /// host itself put on the machine (an nftables table) goes when the last of them is gone, or with [`close`](Self::close).
+/// Dropping the last of them blocks, for at most 30 seconds, until everything that was dropped before it is gone from
+/// the machine: a program leaves nothing behind, however it returns from `main`. In asynchronous code, prefer `close`.
 #[derive(Clone)]
 pub struct Host {
     pub(crate) inner: Arc<HostInner>,
@@ -48,7 +51,7 @@ pub(crate) struct HostInner {
     pub(crate) runtime: tokio::runtime::Handle,
     data: PathBuf,
     /// What the host itself put on the machine.
-    undo: UndoList,
+    undo: Option<UndoList>,
     /// Holds the data directory for this process.
     _lock: File,
 }
@@ -56,6 +59,16 @@ pub(crate) struct HostInner {
 impl HostInner {
     pub(crate) fn guest_files(&self) -> Result<GuestFiles, Cause> {
         Ok(GuestFiles::open(&self.data)?)
+    }
+}
+
+impl Drop for HostInner {
+    /// Waits for the reaper: a program that ends, perhaps on an error, would else leave its last monitors behind.
+    fn drop(&mut self) {
+        drop(self.undo.take());
+        if !self.reaper.wait_idle(UNDO_LIMIT) {
+            tracing::warn!("what the last sandboxes stood on is still being removed");
+        }
     }
 }
 
@@ -130,9 +143,9 @@ impl Host {
         }
         let reaper = self.inner.reaper.clone();
         blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
-        let inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
-        let failures = undo_all(inner.undo, UNDO_LIMIT).await;
-        Error::from_cleanup("closing the host", failures)
+        let mut inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
+        let undo = inner.undo.take().expect("only a drop takes it before");
+        Error::from_cleanup("closing the host", undo_all(undo, UNDO_LIMIT).await)
     }
 }
 
@@ -173,7 +186,9 @@ impl HostBuilder {
         self
     }
 
-    /// Opens the host.
+    /// Opens the host, and removes what a killed process left running or mounted of this data directory's sandboxes.
+    ///
+    /// Sandboxes that such a process had running go back to their latest snapshot; those without one are removed.
     ///
     /// Must be called within a Tokio runtime with time and I/O, which the host keeps using.
     ///
@@ -212,6 +227,7 @@ impl HostBuilder {
         let net = HostNetSpec::new(id, layout.netns());
         let last_slot = net.pool.last_index();
         let net = HostNet::open(net, &mut undo)?;
+        sweep::sweep(&layout, &disks, &net);
         Ok(HostInner {
             images: ImageRegistry::open(&data)?,
             data: data.clone(),
@@ -223,7 +239,7 @@ impl HostBuilder {
             active: ActiveSandboxes::default(),
             monitor,
             runtime,
-            undo,
+            undo: Some(undo),
             _lock: lock,
         })
     }

@@ -23,7 +23,9 @@ impl Cause {
             Self::Device { .. } | Self::NoFreeSlot { .. } => ErrorKind::HostUnfit,
             Self::DataDirBusy { .. } | Self::HostInUse | Self::SandboxBusy { .. } => ErrorKind::Busy,
             Self::NoSuchSandbox { .. } => ErrorKind::NotFound,
-            Self::BadHostFile { .. } | Self::BadSnapshot { .. } => ErrorKind::Corrupt,
+            Self::BadHostFile { .. } | Self::BadSnapshot { .. } | Self::OtherImage { .. } => {
+                ErrorKind::Corrupt
+            }
             Self::AgentSilent { .. } => ErrorKind::TimedOut,
             Self::GuestEnded { .. } | Self::Paging { .. } => ErrorKind::GuestEnded,
             Self::Cleanup { .. } => ErrorKind::Cleanup,

@@ -42,6 +42,7 @@ mod sandbox;
 mod source;
 mod spec;
 mod step;
+mod sweep;
 
 pub use builder::SandboxBuilder;
 pub use capture::SnapshotKind;

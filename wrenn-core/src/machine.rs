@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use wrenn_agent_api::{AgentClient, AgentError, Init};
 use wrenn_base::{StepId, UndoFailure, UndoList};
-use wrenn_storage::{MemoryImage, RootDisk};
+use wrenn_storage::{Digest, MemoryImage, RootDisk};
 use wrenn_uffd::{FaultServer, FaultStats, UffdError};
 use wrenn_vmm::{Killer, MonitorProcess};
 
@@ -38,6 +38,8 @@ const GREETING_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct RestorePoint {
     pub(crate) state: PathBuf,
     pub(crate) disk: PathBuf,
+    /// The image that the disk's changes are changes of.
+    pub(crate) image: Digest,
     pub(crate) memory: MemoryImage,
 }
 
@@ -46,6 +48,8 @@ pub(crate) struct Live {
     pub(crate) identity: Identity,
     pub(crate) monitor: MonitorProcess,
     pub(crate) disk: RootDisk,
+    /// The image under the disk.
+    pub(crate) image: Digest,
     pub(crate) agent: AgentClient,
     pub(crate) paging: Option<Paging>,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use wrenn_base::{Bytes, SandboxId, UndoList};
-use wrenn_storage::{MemoryImage, Snapshot};
+use wrenn_storage::{Digest, MemoryImage, Snapshot};
 
 use crate::assembly::Identity;
 use crate::capture::{self, Captured, DISK, MEMORY, Record, STATE, SnapshotKind};
@@ -22,6 +22,7 @@ pub struct PausedSandbox {
     host: Arc<HostInner>,
     identity: Identity,
     snapshot: Snapshot,
+    image: Digest,
     memory: MemoryImage,
     info: SnapshotInfo,
 }
@@ -52,7 +53,8 @@ pub struct ResumeError {
 impl PausedSandbox {
     pub(crate) fn captured(host: Arc<HostInner>, identity: Identity, captured: Captured) -> Self {
         let info = SnapshotInfo::new(&captured.record, &captured.snapshot);
-        Self { host, identity, snapshot: captured.snapshot, memory: captured.memory, info }
+        let Captured { snapshot, memory, record } = captured;
+        Self { host, identity, snapshot, image: record.image, memory, info }
     }
 
     pub(crate) async fn open(host: Arc<HostInner>, id: SandboxId) -> Result<Self, Error> {
@@ -64,7 +66,7 @@ impl PausedSandbox {
         };
         let info = SnapshotInfo::new(&record, &snapshot);
         let identity = Identity { id, dirs, spec: record.spec, token: record.token };
-        Ok(Self { host, identity, snapshot, memory, info })
+        Ok(Self { host, identity, snapshot, image: record.image, memory, info })
     }
 
     /// The sandbox's id.
@@ -104,6 +106,7 @@ impl PausedSandbox {
         let point = RestorePoint {
             state: self.snapshot.file(STATE),
             disk: self.snapshot.file(DISK),
+            image: self.image.clone(),
             memory: self.memory.clone(),
         };
         Machine::restore(&self.host, self.identity.clone(), point).await

@@ -19,6 +19,7 @@ use crate::link::Links;
 use crate::netns::{self, Place};
 use crate::nft::Transaction;
 use crate::policy;
+use crate::slot::remove_namespace;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -121,6 +122,28 @@ impl HostNet {
         })?;
         tracing::debug!(host = %shared.host, pool = %shared.pool, "host network open");
         Ok(Self { shared })
+    }
+}
+
+impl HostNet {
+    /// Removes every slot that a killed process left: links and namespaces of this host's id. Call it before the
+    /// first slot is made.
+    ///
+    /// # Errors
+    /// The first failure; the rest has been tried nevertheless.
+    pub fn sweep(&self) -> Result<(), NetError> {
+        let shared = &self.shared;
+        let prefix = shared.link_prefix();
+        let links = shared.on_host(|| {
+            Links::open().names().map_err(|e| NetError::step("list the host's network interfaces", e))
+        })?;
+        let links = links.into_iter().filter(|name| name.starts_with(&prefix));
+        let mut results: Vec<_> = links.map(|name| shared.on_host(|| shared.delete_link(&name))).collect();
+        let dir = &shared.netns_dir;
+        let names = fs::read_dir(dir)
+            .map_err(|e| NetError::step(format!("list the directory {}", dir.display()), e))?;
+        results.extend(names.flatten().map(|entry| remove_namespace(&entry.path())));
+        results.into_iter().collect()
     }
 }
 

@@ -59,6 +59,19 @@ impl Links {
         }
     }
 
+    /// The names of all interfaces.
+    pub(crate) fn names(&mut self) -> io::Result<Vec<String>> {
+        let request = rt_link::Request::new().op_getlink_dump(&Ifinfomsg::new());
+        let mut reply = self.0.request(&request).map_err(not_sent)?;
+        let mut names = Vec::new();
+        while let Some((_, attributes)) = reply.recv().transpose().map_err(refused)? {
+            if let Ok(name) = attributes.get_ifname() {
+                names.push(name.to_string_lossy().into_owned());
+            }
+        }
+        Ok(names)
+    }
+
     /// The index of the interface called `name`, which is expected to be there.
     pub(crate) fn index(&mut self, name: &str) -> io::Result<u32> {
         self.find(name)?.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))

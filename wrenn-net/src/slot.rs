@@ -186,7 +186,7 @@ fn register_undo(shared: &Arc<Shared>, plan: &Plan, undo: &mut UndoList) {
     undo.push(format!("link {link}"), move |_| Ok(owner.on_host(|| owner.delete_link(&link))?));
 }
 
-fn remove_namespace(path: &Path) -> Result<(), NetError> {
+pub(crate) fn remove_namespace(path: &Path) -> Result<(), NetError> {
     netns::remove(path)
         .map_err(|e| NetError::step(format!("remove the network namespace {}", path.display()), e))
 }

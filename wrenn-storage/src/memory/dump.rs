@@ -15,7 +15,7 @@ use wrenn_base::Bytes;
 
 use super::error::MemoryError;
 use super::layers::LayerDir;
-use super::{PAGE, PAGE_SIZE, is_zero};
+use super::{PAGE, PAGE_SIZE};
 use crate::durable;
 
 /// How much of a dump is read, and of a layer written, at once.
@@ -115,16 +115,19 @@ impl Dump {
     }
 }
 
-/// Neighbouring pages of a chunk that are all zero, or all not, with the run's position in bytes.
-pub(super) fn page_runs(chunk: &[u8]) -> impl Iterator<Item = (bool, Range<usize>)> + '_ {
+/// Neighbouring pages of one kind in a chunk of `len` bytes, with the run's position in bytes.
+pub(super) fn page_runs<K: PartialEq>(
+    len: usize,
+    kind_of: impl Fn(Range<usize>) -> K,
+) -> impl Iterator<Item = (K, Range<usize>)> {
     let mut start = 0;
     std::iter::from_fn(move || {
-        let mut pages = chunk[start..].chunks(PAGE).map(is_zero);
-        let zero = pages.next()?;
-        let end = (start + PAGE * (1 + pages.take_while(|next| *next == zero).count())).min(chunk.len());
+        let mut kinds = (start..len).step_by(PAGE).map(|page| kind_of(page..(page + PAGE).min(len)));
+        let kind = kinds.next()?;
+        let end = (start + PAGE * (1 + kinds.take_while(|next| *next == kind).count())).min(len);
         let run = start..end;
         start = end;
-        Some((zero, run))
+        Some((kind, run))
     })
 }
 
@@ -187,7 +190,12 @@ fn probe_holes(dir: &Path, settle: bool) -> io::Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::is_zero;
     use super::*;
+
+    fn zero_runs(chunk: &[u8]) -> impl Iterator<Item = (bool, Range<usize>)> + '_ {
+        page_runs(chunk.len(), |page| is_zero(&chunk[page]))
+    }
 
     #[test]
     fn runs_of_pages_split_where_zero_begins_and_ends() {
@@ -196,10 +204,10 @@ mod tests {
         chunk[3 * PAGE - 1] = 1;
         chunk[5 * PAGE + 77] = 1;
         let runs: Vec<_> =
-            page_runs(&chunk).map(|(zero, run)| (zero, run.start / PAGE, run.end / PAGE)).collect();
+            zero_runs(&chunk).map(|(zero, run)| (zero, run.start / PAGE, run.end / PAGE)).collect();
         assert_eq!(runs, [(true, 0, 1), (false, 1, 3), (true, 3, 5), (false, 5, 6)]);
-        assert_eq!(page_runs(&[]).count(), 0);
-        assert_eq!(page_runs(&[7; 2 * PAGE]).count(), 1);
+        assert_eq!(zero_runs(&[]).count(), 0);
+        assert_eq!(zero_runs(&[7; 2 * PAGE]).count(), 1);
     }
 
     #[test]

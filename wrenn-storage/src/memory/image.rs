@@ -77,7 +77,8 @@ impl MemoryImage {
     /// Makes the image that this one becomes by a diff dump.
     ///
     /// `dump` is sparse and as long as the guest's memory: a hole means that the page is as in this image,
-    /// data is the page's new content, zero or not. The writer gives the file its length before its content,
+    /// data is the page's content now, zero or not, changed or not: only what differs is stored, as monitors also
+    /// report pages that were merely read. The writer gives the file its length before its content,
     /// and neither preallocates nor reads it. The dump is left to the caller to delete; this image is
     /// unchanged.
     ///

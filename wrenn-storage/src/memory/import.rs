@@ -20,7 +20,7 @@ use super::manifest::pages_of;
 use super::packed::{PackedLayer, new_id, protect, publish};
 use super::reader::Content;
 use super::sums::BlockSummer;
-use super::{MAX_LAYERS, PAGE, PAGE_SIZE};
+use super::{MAX_LAYERS, PAGE, PAGE_SIZE, is_zero};
 
 /// The shortest run of zero pages that becomes a hole in a full layer. Every hole is an extent of the file
 /// system's, which costs more time, when the layer is synced, than to write a shorter run of zeros.
@@ -32,9 +32,10 @@ const PUNCH_AT_LEAST: u64 = 64 * 1024;
 pub struct Imported {
     /// The image. It is not saved yet.
     pub image: MemoryImage,
-    /// Guest memory that the dump had content for.
+    /// Guest memory that the dump had content for, of a diff's only what differs from the base.
     pub data: Bytes,
-    /// Guest memory that the dump had as explicit zeros. A full dump's holes are not counted.
+    /// Guest memory that the dump had as explicit zeros where the base has others. A full dump's holes are not
+    /// counted.
     pub zeros: Bytes,
     /// Disk space that the new layer takes.
     pub written: Bytes,
@@ -47,7 +48,7 @@ pub(super) fn import_full(path: &Path, guest_size: Bytes, dir: &LayerDir) -> Res
     dump.scan(|offset, chunk| {
         sums.zeros(offset - sums.length());
         sums.data(chunk);
-        for (zero, run) in page_runs(chunk) {
+        for (zero, run) in page_runs(chunk.len(), |page| is_zero(&chunk[page])) {
             let (first, len) = (offset + run.start as u64, run.len() as u64);
             if zero {
                 zeros += len;
@@ -89,11 +90,20 @@ pub(super) fn import_diff(base: &MemoryImage, path: &Path) -> Result<Imported, M
     let mut layers = base.layers().to_vec();
     let new = layers.len() as u32;
     let (mut runs, mut zeros, mut packed) = (Runs::default(), 0, None);
+    let (reader, mut before) = (base.reader(), Vec::new());
     dump.scan(|offset, chunk| {
-        for (zero, run) in page_runs(chunk) {
+        before.resize(chunk.len(), 0);
+        // What of the base cannot be read is not compared but stored: the new image does not need it any more.
+        let comparable = reader.read(offset, &mut before).is_ok();
+        let changes = page_runs(chunk.len(), |page| match &chunk[page.clone()] {
+            now if comparable && *now == before[page] => None,
+            now => Some(Change { to_zero: is_zero(now) }),
+        });
+        for (change, run) in changes {
+            let Some(Change { to_zero }) = change else { continue };
             let first = ((offset + run.start as u64) / PAGE_SIZE) as u32;
             let pages = (run.len() / PAGE) as u32;
-            let place = if zero {
+            let place = if to_zero {
                 zeros += run.len() as u64;
                 Place::Zero
             } else {
@@ -120,6 +130,12 @@ pub(super) fn import_diff(base: &MemoryImage, path: &Path) -> Result<Imported, M
     let flat = base.is_flat() && runs.as_slice().is_empty();
     let image = MemoryImage::new(dir.clone(), Content { layers, map, flat });
     Ok(Imported { image, data: Bytes(data), zeros: Bytes(zeros), written: Bytes(written) })
+}
+
+/// How a page of a dump differs from the base's.
+#[derive(PartialEq)]
+struct Change {
+    to_zero: bool,
 }
 
 /// Leaves out the layers of which nothing shows any more.

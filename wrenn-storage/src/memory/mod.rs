@@ -6,7 +6,7 @@
 //!
 //! - A full dump becomes a *flat* layer where it lies: a rename, and holes punched where it was zero at
 //!   length. Offsets in the layer are guest offsets, so the file can also be mapped as it is.
-//! - A diff dump becomes a *packed* layer: the dirtied pages that are not zero, back to back.
+//! - A diff dump becomes a *packed* layer: the pages that differ from the base and are not zero, back to back.
 //! - The manifest of a diff is flattened: a lookup is one binary search however many generations there are.
 //!
 //! Invariants:

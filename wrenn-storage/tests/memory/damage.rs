@@ -163,6 +163,24 @@ fn dumps_that_cannot_be_the_guests_are_refused_and_left_alone() {
 }
 
 #[test]
+fn a_diff_over_a_damaged_base_does_not_need_it() {
+    let place = Place::new();
+    let mut guest = Guest::new(PAGES);
+    let fill: Vec<_> = (0..PAGES).map(|page| (page, Write::Fill(page as u8 + 1))).collect();
+    for (page, write) in &fill {
+        guest.apply(*page, *write);
+    }
+    let full = place.full(&guest).image;
+    let layer = full.flat_layer().unwrap();
+    fs::set_permissions(&layer, fs::Permissions::from_mode(0o600)).unwrap();
+    OpenOptions::new().write(true).open(&layer).unwrap().write_all_at(&[0], 5 * PAGE as u64).unwrap();
+    assert!(full.reader().read(0, &mut [0; PAGE]).is_err());
+    let healed = place.diff(&full, &mut guest, &fill);
+    assert_eq!(healed.data, Bytes((PAGES * PAGE) as u64));
+    guest.check(&healed.image);
+}
+
+#[test]
 fn zero_pages_take_no_space_and_a_diff_takes_its_data() {
     let place = Place::new();
     let mut guest = Guest::new(1024);
@@ -182,6 +200,16 @@ fn zero_pages_take_no_space_and_a_diff_takes_its_data() {
     let none = place.diff(&full.image, &mut guest, &[]);
     assert_eq!((none.data, none.zeros, none.written), (Bytes(0), Bytes(0), Bytes(0)));
     assert_eq!(none.image.flat_layer(), full.image.flat_layer(), "nothing changed");
+
+    let rewritten: Vec<_> =
+        (90..200).map(|page| (page, if page < 100 { Write::Zero } else { Write::Fill(3) })).collect();
+    let same = place.diff(&full.image, &mut guest, &rewritten);
+    assert_eq!(
+        (same.data, same.zeros, same.written),
+        (Bytes(0), Bytes(0), Bytes(0)),
+        "written, but not changed"
+    );
+    guest.check(&same.image);
 
     let zeros: Vec<_> = (150..160).map(|page| (page, Write::Zero)).collect();
     let zeroed = place.diff(&full.image, &mut guest, &zeros);

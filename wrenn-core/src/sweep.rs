@@ -1,0 +1,107 @@
+//! What a killed process left on the machine under this host's id, removed before anything new is made.
+//!
+//! The data directory's lock is held, so nothing of the id belongs to a process that lives, and no snapshot that is
+//! complete is touched. Monitors go first: they hold their disk and their network open. What cannot be removed is
+//! reported and left: it is in the way of one sandbox at most, not of the host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use wrenn_base::{Deadline, SandboxId};
+use wrenn_net::HostNet;
+use wrenn_storage::RootDisks;
+
+use crate::layout::Layout;
+
+/// How long a killed monitor may take to be gone, and then a disk to be free.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Removes the leftovers of every sandbox of this host, and unfinished sandboxes that have no snapshot.
+pub(crate) fn sweep(layout: &Layout, disks: &RootDisks, net: &HostNet) {
+    report("monitors", end_monitors(&layout.netns()));
+    report("networks", net.sweep());
+    match disks.attached() {
+        Ok(sandboxes) => {
+            for id in sandboxes {
+                report("a root disk", disks.remove(&id, Deadline::after(LIMIT)));
+            }
+        }
+        Err(e) => report("root disks", Err(e)),
+    }
+    for id in sandboxes_in(layout.run()) {
+        report("a runtime directory", fs::remove_dir_all(layout.sandbox(&id).run()));
+    }
+    for id in sandboxes_in(&layout.sandboxes()) {
+        report("an unfinished sandbox", clean_data(layout, &id));
+    }
+}
+
+fn report<E: std::error::Error>(what: &str, result: Result<(), E>) {
+    if let Err(e) = result {
+        tracing::warn!(what, error = %e, "left over by a killed process, and could not be removed");
+    }
+}
+
+/// Kills every process in one of the network namespaces named in `dir`: nothing but monitors ever enters them.
+fn end_monitors(dir: &Path) -> io::Result<()> {
+    let namespaces: BTreeSet<_> = entries(dir).filter_map(|name| identity(&dir.join(name)).ok()).collect();
+    if namespaces.is_empty() {
+        return Ok(());
+    }
+    let pids = entries(Path::new("/proc")).filter_map(|name| name.parse().ok().and_then(Pid::from_raw));
+    for pid in pids {
+        let inside = || {
+            let own = identity(Path::new(&format!("/proc/{}/ns/net", pid.as_raw_nonzero())));
+            own.is_ok_and(|own| namespaces.contains(&own))
+        };
+        if inside() {
+            // Looked at again once the process is held: its number may by now be another's.
+            match pidfd_open(pid, PidfdFlags::empty()) {
+                Ok(process) if inside() => {
+                    pidfd_send_signal(&process, Signal::KILL)?;
+                    let limit = Timespec::try_from(LIMIT).map_err(io::Error::other)?;
+                    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit))?;
+                    tracing::info!(pid = pid.as_raw_nonzero(), "ended a monitor whose process was killed");
+                }
+                Ok(_) | Err(rustix::io::Errno::SRCH) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What tells one namespace from another: the device and number of its file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Removes a sandbox that has no snapshot to be resumed from, or else what its last machine wrote to.
+fn clean_data(layout: &Layout, id: &SandboxId) -> io::Result<()> {
+    let dirs = layout.sandbox(id);
+    match dirs.snapshots().latest() {
+        Ok(None) => fs::remove_dir_all(dirs.data()),
+        Ok(Some(_)) => match fs::remove_file(dirs.disk()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        },
+        // Whatever is wrong with it, it may be a snapshot: it is for the user to look at.
+        Err(e) => Err(io::Error::other(e)),
+    }
+}
+
+fn sandboxes_in(dir: &Path) -> impl Iterator<Item = SandboxId> + use<> {
+    entries(dir).filter_map(|name| name.parse().ok())
+}
+
+/// The names in `dir`; none where it cannot be read, as for one that is not there.
+fn entries(dir: &Path) -> impl Iterator<Item = String> + use<> {
+    fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+}
