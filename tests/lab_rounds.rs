@@ -91,7 +91,7 @@ async fn five_rounds(host: &Host, vcpus: u8) {
     let id = sandbox.id().clone();
     paused.replace(pause(sandbox).await);
     drop(paused);
-    assert_eq!(host.stored().await.unwrap(), [id.clone()]);
+    assert_eq!(host.stored().await.unwrap(), std::slice::from_ref(&id));
     let sandbox = host.paused(&id).await.unwrap().resume().await.unwrap_or_else(|e| panic!("{:?}", e.source));
     assert_eq!(tell(&sandbox, "keep", "found").await, before);
     sandbox.destroy().await.unwrap();

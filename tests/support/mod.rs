@@ -1,6 +1,7 @@
 //! What the tests of whole sandboxes share: a host in a directory of its own, and a look at everything that a
 //! sandbox may leave behind on the machine.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
+#![allow(clippy::disallowed_methods, reason = "tests look at the machine with its own tools")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -105,7 +106,15 @@ impl HostState {
     /// Fails with what is new and what is gone, if anything is.
     #[track_caller]
     pub(crate) fn assert_same(&self, after: &Self) {
-        let new: Vec<_> = after.lines.difference(&self.lines).collect();
+        self.assert_same_but_for(after, &[]);
+    }
+
+    /// As [`assert_same`](Self::assert_same), but new files may be there whose path ends with one of `expected`.
+    #[track_caller]
+    pub(crate) fn assert_same_but_for(&self, after: &Self, expected: &[&str]) {
+        let unexpected =
+            |line: &&String| !(line.starts_with("file ") && expected.iter().any(|end| line.ends_with(end)));
+        let new: Vec<_> = after.lines.difference(&self.lines).filter(unexpected).collect();
         let gone: Vec<_> = self.lines.difference(&after.lines).collect();
         assert!(new.is_empty() && gone.is_empty(), "left behind: {new:#?}\ngone: {gone:#?}");
     }
@@ -136,9 +145,9 @@ fn monitors() -> Vec<(String, String)> {
 }
 
 fn nft_tables() -> Vec<String> {
-    let output = Command::new("nft").args(["list", "tables"]).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
+    let output = Command::new("nft").args(["list", "tables"]).output().expect("nft runs");
+    assert!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
 fn files_below(root: &Path) -> Vec<PathBuf> {
@@ -180,8 +189,8 @@ fn descriptors() -> Vec<String> {
 pub(crate) fn kill_first_monitor(limit: std::time::Duration) -> bool {
     let given_up = std::time::Instant::now() + limit;
     while std::time::Instant::now() < given_up {
-        if let Some((pid, _)) = monitors().first() {
-            // The kill may hit it between fork and exec: it is the monitor's end in either case.
+        // Only once it is the monitor: before, it may be anything that a test starts.
+        if let Some((pid, _)) = monitors().iter().find(|(_, name)| name == "wrenn-monitor") {
             return Command::new("kill").args(["-KILL", pid]).status().is_ok_and(|status| status.success());
         }
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -5,7 +5,6 @@
 //! stops, so that it never hangs in a page fault nobody serves.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -28,7 +27,7 @@ use crate::machine::{Live, Paging, RestorePoint};
 use crate::preflight;
 use crate::source::ImagePages;
 use crate::spec::SandboxSpec;
-use crate::step::{blocking, building};
+use crate::step::{building, unless_missing};
 
 /// How long the monitor's API may take to come up.
 const API_LIMIT: Duration = Duration::from_secs(20);
@@ -297,21 +296,9 @@ fn agent_client(slot: Slot, token: &AccessToken) -> AgentClient {
     let slot = Arc::new(slot);
     let dial = move || {
         let slot = Arc::clone(&slot);
-        let connect = async move {
-            let stream = blocking(move || slot.connect(AGENT_PORT, DIAL_LIMIT)).await?;
-            stream.set_nonblocking(true)?;
-            tokio::net::TcpStream::from_std(stream)
-        };
-        Box::pin(connect) as _
+        Box::pin(async move { slot.connect(AGENT_PORT, DIAL_LIMIT).await }) as _
     };
     AgentClient::new(Arc::new(dial), token.clone())
-}
-
-fn unless_missing(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::error::{Cause, Error};
 use crate::layout::Layout;
 use crate::machine::UNDO_LIMIT;
 use crate::paused::PausedSandbox;
-use crate::step::{blocking, undo_all};
+use crate::step::{blocking, undo_all, unless_missing};
 use crate::sweep;
 
 const DEFAULT_DATA: &str = "/var/lib/wrenn";
@@ -223,6 +223,8 @@ impl HostBuilder {
         let disks = RootDisks::probe(&id, self.disks)?;
         let reaper = Reaper::start();
         let mut undo = UndoList::new(&reaper);
+        let run = layout.run().to_owned();
+        undo.push("the host's runtime directory", move |_| Ok(unless_missing(fs::remove_dir(run))?));
         make_dir(layout.run())?;
         let net = HostNetSpec::new(id, layout.netns());
         let last_slot = net.pool.last_index();

@@ -21,6 +21,7 @@ use wrenn_base::{HostId, SandboxId};
 use wrenn_storage::{LayerDir, SnapshotStore};
 
 use crate::error::Cause;
+use crate::step::unless_missing;
 
 /// The two roots of a host.
 #[derive(Debug, Clone)]
@@ -87,10 +88,8 @@ impl SandboxDirs {
 
     /// Removes all durable data of the sandbox; none being there is fine.
     pub(crate) fn remove_data(&self) -> Result<(), Cause> {
-        match std::fs::remove_dir_all(&self.data) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(|source| Cause::io("remove", &self.data, source)),
-        }
+        unless_missing(std::fs::remove_dir_all(&self.data))
+            .map_err(|source| Cause::io("remove", &self.data, source))
     }
 
     pub(crate) fn api_socket(&self) -> PathBuf {

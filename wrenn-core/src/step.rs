@@ -1,5 +1,6 @@
 //! Blocking work on behalf of an async call, with the undo list at hand and cancellation taken care of.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -42,6 +43,14 @@ pub(crate) async fn undo_all(undo: UndoList, limit: Duration) -> Vec<UndoFailure
     let (done, failures) = oneshot::channel();
     undo.run_in_background(limit, move |list| drop(done.send(list)));
     failures.await.expect("the reaper answers every list")
+}
+
+/// The result of a removal: what was not there has been removed.
+pub(crate) fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 fn go_on_panicking<T>(error: JoinError) -> T {

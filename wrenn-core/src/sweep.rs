@@ -18,6 +18,7 @@ use wrenn_net::HostNet;
 use wrenn_storage::RootDisks;
 
 use crate::layout::Layout;
+use crate::step::unless_missing;
 
 /// How long a killed monitor may take to be gone, and then a disk to be free.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -88,10 +89,7 @@ fn clean_data(layout: &Layout, id: &SandboxId) -> io::Result<()> {
     let dirs = layout.sandbox(id);
     match dirs.snapshots().latest() {
         Ok(None) => fs::remove_dir_all(dirs.data()),
-        Ok(Some(_)) => match fs::remove_file(dirs.disk()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        },
+        Ok(Some(_)) => unless_missing(fs::remove_file(dirs.disk())),
         // Whatever is wrong with it, it may be a snapshot: it is for the user to look at.
         Err(e) => Err(io::Error::other(e)),
     }

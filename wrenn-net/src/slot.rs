@@ -10,11 +10,13 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use tokio::net::{TcpSocket, TcpStream};
 use wrenn_base::{Deadline, SandboxId, UndoList};
 
 use crate::address::{GuestNet, MacAddr, Pair};
@@ -143,34 +145,48 @@ impl Slot {
         self.address
     }
 
-    /// Connects to a TCP port of the guest, from inside the namespace, and blocks for at most `timeout`.
+    /// Connects to a TCP port of the guest, from inside the namespace, within `timeout`.
     ///
     /// For some milliseconds after a monitor has attached to the TAP the kernel still drops what is sent to it, and
     /// TCP itself would repeat a lost first packet only after a second. So it is asked anew, at growing intervals.
-    /// The stream works on any thread.
     ///
     /// # Errors
     /// The socket's own (`ConnectionRefused`, `TimedOut`, …), or `NotFound` once the slot is removed. The slot stays
     /// as it is.
-    pub fn connect(&self, port: u16, timeout: Duration) -> io::Result<TcpStream> {
-        let namespace = File::open(&self.netns)?;
+    ///
+    /// # Cancel safety
+    /// A dropped future lets go of the namespace within milliseconds.
+    pub async fn connect(&self, port: u16, timeout: Duration) -> io::Result<TcpStream> {
         let guest = SocketAddr::from((self.guest.ip, port));
-        netns::within(Place::Existing(&namespace), || connect_patiently(guest, timeout))?
-    }
-}
-
-fn connect_patiently(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let deadline = Deadline::after(timeout);
-    let mut patience = FIRST_PATIENCE;
-    loop {
-        // No time at all would be refused as a mistake.
-        let time = patience.min(deadline.remaining()).max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(&to, time) {
-            Err(e) if e.kind() == io::ErrorKind::TimedOut && deadline.remaining() > FIRST_PATIENCE => {
-                patience *= 2
+        let deadline = Deadline::after(timeout);
+        let mut patience = FIRST_PATIENCE;
+        loop {
+            let attempt = self.socket().await?.connect(guest);
+            match tokio::time::timeout(patience.min(deadline.remaining()), attempt).await {
+                Ok(outcome) => return outcome,
+                Err(_) if deadline.passed() => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) => patience *= 2,
             }
-            outcome => return outcome,
         }
+    }
+
+    /// A TCP socket that belongs to the namespace, whichever thread uses it.
+    async fn socket(&self) -> io::Result<TcpSocket> {
+        let path = self.netns.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let namespace = File::open(path)?;
+            netns::within(Place::Existing(&namespace), || {
+                socket_with(
+                    AddressFamily::INET,
+                    SocketType::STREAM,
+                    SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+                    None,
+                )
+            })?
+            .map_err(io::Error::from)
+        });
+        let socket = made.await.map_err(io::Error::other)??;
+        Ok(TcpSocket::from_std_stream(socket.into()))
     }
 }
 

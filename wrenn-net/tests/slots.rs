@@ -112,6 +112,13 @@ fn the_namespace_is_set_up_as_promised() {
     });
 }
 
+fn connect(slot: &wrenn_net::Slot, port: u16, limit: Duration) -> std::io::Result<std::net::TcpStream> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stream = runtime.block_on(slot.connect(port, limit))?.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 #[test]
 fn connect_reaches_a_port_of_the_guest() {
     on_scratch_host(|host| {
@@ -124,7 +131,7 @@ fn connect_reaches_a_port_of_the_guest() {
             run("ip", &["address", "add", "169.254.0.21/32", "dev", "lo"]);
             TcpListener::bind("169.254.0.21:49983").unwrap()
         });
-        let ours = slot.connect(49983, LIMIT).unwrap();
+        let ours = connect(&slot, 49983, LIMIT).unwrap();
         let (theirs, from) = listener.accept().unwrap();
         assert_eq!(ours.peer_addr().unwrap(), "169.254.0.21:49983".parse().unwrap());
         assert_eq!(ours.local_addr().unwrap(), from);
@@ -133,10 +140,10 @@ fn connect_reaches_a_port_of_the_guest() {
         std::io::Read::read_exact(&mut &theirs, &mut heard).unwrap();
         assert_eq!(&heard, b"hello");
 
-        assert_eq!(slot.connect(1, LIMIT).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(connect(&slot, 1, LIMIT).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
         drop((ours, theirs, listener));
         removed(undo);
-        assert_eq!(slot.connect(49983, LIMIT).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        assert_eq!(connect(&slot, 49983, LIMIT).unwrap_err().kind(), std::io::ErrorKind::NotFound);
         removed(host_undo);
         drop(net);
         assert_eq!(host.state(), before);
@@ -156,7 +163,7 @@ fn connect_asks_anew_when_a_packet_is_lost() {
             TcpListener::bind("169.254.0.21:49983").unwrap()
         });
         std::thread::scope(|scope| {
-            let ours = scope.spawn(|| slot.connect(49983, LIMIT));
+            let ours = scope.spawn(|| connect(&slot, 49983, LIMIT));
             within_path(slot.netns(), || {
                 // One port is one attempt; what TCP itself repeats has the same.
                 let ports = || run("nft", &["list set inet wrenn asked"]).matches(',').count() + 1;
@@ -175,7 +182,7 @@ fn connecting_to_a_silent_guest_ends_in_time() {
     on_scratch_host(|host| {
         let (mut host_undo, mut undo) = (host.undo(), host.undo());
         let slot = open(host, &mut host_undo).slot(spec(1), &mut undo).unwrap();
-        let error = slot.connect(49983, Duration::from_millis(50)).unwrap_err();
+        let error = connect(&slot, 49983, Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
         removed(undo);
         removed(host_undo);

@@ -83,13 +83,13 @@ impl HostCpuid {
                     entry.ecx |= if topology.vcpus > 1 && self.is_amd() { CMP_LEGACY } else { 0 };
                 }
                 0x8000_0008 if self.is_amd() => {
-                    entry.ecx = topology.id_bits() << 12 | (u32::from(topology.vcpus) - 1);
+                    entry.ecx = (topology.id_bits() << 12) | (u32::from(topology.vcpus) - 1);
                 }
                 0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
                 0x8000_001e => {
                     let threads = topology.threads_per_core();
                     entry.eax = u32::from(index);
-                    entry.ebx = (threads - 1) << 8 | u32::from(index) / threads;
+                    entry.ebx = ((threads - 1) << 8) | (u32::from(index) / threads);
                     entry.ecx = 0;
                 }
                 _ => {}
