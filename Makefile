@@ -68,6 +68,8 @@ test-programs:
 	@lab/tests.py
 	@echo "==> Test: everything ($(PROFILE) profile)"
 	@cargo nextest run --workspace --profile $(PROFILE)
+	@echo "==> Test: nothing was left behind"
+	@if lab/own-kvm; then lab/left-behind; else lab/lab exec -- lab/left-behind; fi
 
 lab:
 	@$(if $(value CMD),,echo "usage: make lab CMD='command'" >&2; exit 2)

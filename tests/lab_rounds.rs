@@ -5,11 +5,11 @@ mod support;
 use support::TestHost;
 use wrenn::{Host, MiB, PausedSandbox, Sandbox, SnapshotKind};
 
-/// Holds 24 MiB in memory, changes a part of it (fills, zeroes, rewrites) when told to on a FIFO, and then writes
+/// Holds 8 MiB in memory, changes a part of it (fills, zeroes, rewrites) when told to on a FIFO, and then writes
 /// the digest of all of it to a file, and the whole of it to another. Its random numbers are from a fixed seed.
 const KEEPER: &str = r#"
 import hashlib, os, random
-PAGE, PAGES = 4096, 6144
+PAGE, PAGES = 4096, 2048
 rng = random.Random(20)
 memory = bytearray(PAGE * PAGES)
 for page in range(0, PAGES, 2):

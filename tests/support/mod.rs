@@ -59,18 +59,25 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Everything that sandboxes put on a machine, as sorted lines: equal before and after, or something leaked.
+/// Everything that the sandboxes of one host put on a machine, as sorted lines: equal before and after, or something
+/// leaked. Other tests run beside this one, so only what bears the host's id or lies in its directory is looked at;
+/// `lab/left-behind` looks at the whole machine when all tests have run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostState {
     lines: BTreeSet<String>,
 }
 
 impl HostState {
-    /// Looks at the machine and at the files below `data`.
+    /// Looks at the machine for what belongs to the host in `data`, and at its files.
     pub(crate) fn of(data: &Path) -> Self {
+        // Before it is opened for the first time it has no id, and nothing on the machine can bear it.
+        let id = host_id(data).unwrap_or_else(|| "no id yet".into());
+        let data_text = data.display().to_string();
         let mut lines = BTreeSet::new();
         let mut add = |kind: &str, what: String| {
-            lines.insert(format!("{kind} {what}"));
+            if what.contains(&id) || what.contains(&data_text) || kind.starts_with("own ") {
+                lines.insert(format!("{kind} {what}"));
+            }
         };
         for link in names("/sys/class/net") {
             add("link", link);
@@ -87,16 +94,16 @@ impl HostState {
         for mount in fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").lines() {
             add("mount", mount.split(' ').nth(4).unwrap_or_default().to_owned());
         }
-        for (pid, command) in monitors() {
-            add("monitor", format!("{pid} {command}"));
-        }
         for table in nft_tables() {
             add("nft", table);
         }
-        for root in [data, Path::new("/run/wrenn-test"), Path::new("/run/wrenn")] {
+        for root in [data, &Path::new("/run/wrenn-test").join(&id), &Path::new("/run/wrenn").join(&id)] {
             for file in files_below(root) {
                 add("file", file.display().to_string());
             }
+        }
+        for (pid, command) in monitors() {
+            add("own process", format!("{pid} {command}"));
         }
         add("own threads", threads().join(" "));
         add("own descriptors", descriptors().join(" "));
@@ -125,6 +132,13 @@ impl HostState {
         let new: Vec<_> = after.lines.difference(&self.lines).collect();
         assert!(new.iter().any(|line| line.starts_with(kind)), "nothing of kind {kind}: {new:#?}");
     }
+}
+
+/// The id that the host in `data` has in the names of everything it makes.
+fn host_id(data: &Path) -> Option<String> {
+    let record = fs::read_to_string(data.join("host.json")).ok()?;
+    let (_, id) = record.split_once("\"id\":\"").expect("an id in host.json");
+    Some(id.split('"').next().expect("a quote").to_owned())
 }
 
 fn names(dir: &str) -> Vec<String> {

@@ -112,9 +112,12 @@ fn the_namespace_is_set_up_as_promised() {
     });
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 fn connect(slot: &wrenn_net::Slot, port: u16, limit: Duration) -> std::io::Result<std::net::TcpStream> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let stream = runtime.block_on(slot.connect(port, limit))?.into_std()?;
+    let stream = runtime().block_on(slot.connect(port, limit))?.into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream)
 }
@@ -122,6 +125,8 @@ fn connect(slot: &wrenn_net::Slot, port: u16, limit: Duration) -> std::io::Resul
 #[test]
 fn connect_reaches_a_port_of_the_guest() {
     on_scratch_host(|host| {
+        // The first one opens what all runtimes of a process share.
+        drop(runtime());
         let before = host.state();
         let (mut host_undo, mut undo) = (host.undo(), host.undo());
         let net = open(host, &mut host_undo);
