@@ -26,12 +26,15 @@ HERE = "/run/wrenn-lab"
 CGROUPS = "/sys/fs/cgroup/lab"
 OPTIONS_9P = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
 # rcu_expedited: emulated CPUs are slow to pass a grace period, and every namespace or device that goes waits for one.
+# softlockup_panic: CPUs that hang never come back. A lab that ends is noticed at once, and the next command boots anew.
 SETTINGS = {
     "/proc/sys/vm/unprivileged_userfaultfd": "1",
+    "/proc/sys/kernel/watchdog_thresh": "30",
+    "/proc/sys/kernel/softlockup_panic": "1",
     "/proc/sys/kernel/printk": "4",
     "/sys/kernel/rcu_expedited": "1",
 }
-KVM_CREATE_VM, KVM_CREATE_VCPU = 0xAE01, 0xAE41
+KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
 
 
 def note(text):
@@ -101,11 +104,29 @@ def set_up_network():
         run("mount", "-n", "--bind", f"{HERE}/resolv.conf", "/etc/resolv.conf")
 
 
-def hold_a_machine():
-    """One idle VM for the lab's whole life: emulated KVM may hang when its only VM comes or goes."""
+def hold_static_keys():
+    """Keeps the switches in the kernel's code from being thrown while programs run.
+
+    The kernel patches its code when the first user of such a feature comes and when the last one goes. Emulated
+    CPUs that run the code meanwhile may go on with what was there half way (a breakpoint), for ever: soft lockups of
+    all CPUs, for example in __apic_accept_irq. So there always is a user: a VM with a vCPU for KVM itself, one whose
+    vCPU has a local APIC that is off, as every vCPU's is until its kernel runs, and a firewall on every hook.
+    """
     kvm = os.open("/dev/kvm", os.O_RDWR)
-    machine = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
-    return kvm, machine, fcntl.ioctl(machine, KVM_CREATE_VCPU, 0)
+    held = [kvm]
+    for has_apic in (False, True):
+        machine = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
+        if has_apic:
+            fcntl.ioctl(machine, KVM_CREATE_IRQCHIP)
+        held += [machine, fcntl.ioctl(machine, KVM_CREATE_VCPU, 0)]
+    hooks = "".join(
+        f"add chain inet held {hook} {{ type filter hook {hook} priority 0; }}\n"
+        for hook in ("prerouting", "input", "forward", "output", "postrouting")
+    )
+    # In a network namespace of its own, where nobody meets it.
+    script = f"nft -f - <<END\nadd table inet held\n{hooks}END\nexec sleep infinity"
+    firewall = subprocess.Popen(["unshare", "--net", "sh", "-ec", script], stdin=subprocess.DEVNULL)
+    return held, firewall
 
 
 class Service:
@@ -275,7 +296,7 @@ def main():
         write(path, value)
     set_up_network()
     note("network is up")
-    held = hold_a_machine()
+    held = hold_static_keys()
     os.makedirs(CGROUPS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     service = os.fork()
@@ -283,7 +304,7 @@ def main():
         Service(config).serve()
     while os.wait()[0] != service:
         pass
-    print(f"wrenn-lab: the exec service ended; VM fds {held} go with it", flush=True)
+    print(f"wrenn-lab: the exec service ended; what it held ({held}) goes with it", flush=True)
 
 
 main()
