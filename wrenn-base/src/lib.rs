@@ -1,9 +1,10 @@
-//! What every Wrenn crate shares: ids, units and the undo list.
+//! What every Wrenn crate shares: ids, units, the undo list and the points at which tests inject faults.
 //!
 //! Nothing here does I/O of its own; the one thread this crate starts is the [`Reaper`], which runs
 //! undo lists for callers who must not block.
 #![forbid(unsafe_code)]
 
+pub mod fault;
 mod id;
 mod reaper;
 mod undo;
