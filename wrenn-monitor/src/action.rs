@@ -8,8 +8,8 @@ use std::sync::mpsc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wrenn_vmm::api::{
-    BootSource, Drive, EntropyDevice, InstanceInfo, Logger, MachineConfig, NetworkInterface, SnapshotCreate,
-    SnapshotLoad, VmState,
+    BootSource, CachedLoad, Drive, EntropyDevice, InstanceInfo, Logger, MachineConfig, NetworkInterface,
+    SavedMemory, SnapshotCreate, SnapshotLoad, StateSave, VmState,
 };
 
 use crate::api::{MachineConfigUpdate, VmConfig};
@@ -46,6 +46,10 @@ pub(crate) enum Action {
     /// `PUT /snapshot/load`. The API half has folded deprecated spellings into the current ones: `mem_backend`
     /// is there, `mem_file_path` and `enable_diff_snapshots` are not.
     LoadSnapshot(Box<SnapshotLoad>),
+    /// `PUT /wrenn/snapshot/save`
+    SaveState(StateSave),
+    /// `PUT /wrenn/snapshot/load`
+    LoadCached(CachedLoad),
 }
 
 /// What an action that succeeded has to say.
@@ -59,6 +63,8 @@ pub(crate) enum Answer {
     Machine(MachineConfig),
     /// 200 with everything that was configured.
     Config(Box<VmConfig>),
+    /// 200 with where guest memory is.
+    Memory(SavedMemory),
 }
 
 /// An action that was refused or failed: 400 with this `fault_message`.

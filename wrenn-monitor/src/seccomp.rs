@@ -77,10 +77,12 @@ const COMMON: &[c_long] = &[
 /// Clients come and go.
 const API: &[c_long] = &[sys::SYS_accept4, sys::SYS_recvfrom, sys::SYS_sendto];
 
-/// Disks, the TAP, snapshot files, the fault server's socket, guest memory, and vCPU threads to start.
+/// Disks, the TAP, snapshot files, the fault server's socket, guest memory, vCPU threads to start, and the copy of the
+/// process that freezes guest memory.
 const MAIN: &[c_long] = &[
     sys::SYS_clone,
     sys::SYS_clone3,
+    sys::SYS_close_range,
     sys::SYS_connect,
     sys::SYS_epoll_ctl,
     sys::SYS_epoll_wait,
@@ -89,6 +91,7 @@ const MAIN: &[c_long] = &[
     sys::SYS_fstat,
     sys::SYS_fsync,
     sys::SYS_ftruncate,
+    sys::SYS_getppid,
     sys::SYS_lseek,
     sys::SYS_memfd_create,
     sys::SYS_newfstatat,
@@ -97,11 +100,13 @@ const MAIN: &[c_long] = &[
     sys::SYS_preadv,
     sys::SYS_pwrite64,
     sys::SYS_pwritev,
+    sys::SYS_recvmsg,
     sys::SYS_rseq,
     sys::SYS_sched_getaffinity,
     sys::SYS_seccomp,
     sys::SYS_sendmsg,
     sys::SYS_set_robust_list,
+    sys::SYS_setsockopt,
     sys::SYS_statx,
     sys::SYS_unlink,
     sys::SYS_userfaultfd,
@@ -152,8 +157,8 @@ fn filter(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
     let not_executable = || rule(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
     rules.insert(sys::SYS_mmap, vec![not_executable()?]);
     rules.insert(sys::SYS_mprotect, vec![not_executable()?]);
-    let prctl =
-        [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS].map(|what| rule(0, SeccompCmpOp::Eq, what as u64));
+    let prctl = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS, libc::PR_SET_PDEATHSIG];
+    let prctl = prctl.map(|what| rule(0, SeccompCmpOp::Eq, what as u64));
     rules.insert(sys::SYS_prctl, prctl.into_iter().collect::<Result<_, _>>()?);
     if thread == Thread::Main {
         rules.insert(sys::SYS_socket, vec![rule(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?]);

@@ -1,7 +1,8 @@
 //! The REST schema: Firecracker's JSON bodies as types, for both ends of the socket. No I/O.
 //!
 //! Source: Firecracker's API description (`firecracker.yaml`, version 1.17). Names, spelling and
-//! optionality are its own; a contract test compares them where that file is at hand.
+//! optionality are its own; a contract test compares them where that file is at hand. What is not in it, our own
+//! extensions, is in [`extension`] alone.
 //!
 //! Invariants:
 //! - Types that are sent to a monitor refuse unknown fields when read, as Firecracker does: a misspelt
@@ -12,11 +13,13 @@
 //!   monitor's to refuse, with a `fault_message`.
 
 mod device;
+mod extension;
 mod instance;
 mod machine;
 mod snapshot;
 
 pub use device::{CacheType, Drive, EntropyDevice, IoEngine, NetworkInterface, RateLimiter, TokenBucket};
+pub use extension::{CachedLoad, Extensions, MemoryRegion, SavedMemory, StateSave};
 pub use instance::{
     Action, ActionType, ApiError, InstanceInfo, InstanceState, LogLevel, Logger, UnknownLogLevel, Version,
     VmState, VmStateUpdate,

@@ -25,8 +25,9 @@ use tokio::time::timeout;
 use wrenn_base::BoxError;
 
 use crate::api::{
-    Action, ActionType, ApiError, BootSource, Drive, EntropyDevice, InstanceInfo, Logger, MachineConfig,
-    NetworkInterface, SnapshotCreate, SnapshotLoad, Version, VmState, VmStateUpdate,
+    Action, ActionType, ApiError, BootSource, CachedLoad, Drive, EntropyDevice, Extensions, InstanceInfo,
+    Logger, MachineConfig, NetworkInterface, SavedMemory, SnapshotCreate, SnapshotLoad, StateSave, Version,
+    VmState, VmStateUpdate,
 };
 use crate::error::VmmError;
 use crate::text::clip_line;
@@ -250,6 +251,37 @@ impl Client {
         }
     }
 
+    /// `GET /wrenn`: what the monitor offers beside Firecracker's API; nothing where it does not know the question.
+    ///
+    /// # Errors
+    /// As [`get_info`](Self::get_info), without the fault.
+    pub async fn extensions(&self) -> Result<Option<Extensions>, VmmError> {
+        match self.get("/wrenn").await {
+            Err(VmmError::Fault { .. }) => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    /// `PUT /wrenn/snapshot/save`: writes the paused machine's state, and says where its memory is. It stays paused.
+    ///
+    /// The file is not durable until the caller has synced it.
+    ///
+    /// # Errors
+    /// As [`create_snapshot`](Self::create_snapshot).
+    pub async fn save_state(&self, save: &StateSave) -> Result<SavedMemory, VmmError> {
+        let call = Call::new(Method::PUT, "/wrenn/snapshot/save", self.inner.timeouts.change_state);
+        self.ask(&call, save).await
+    }
+
+    /// `PUT /wrenn/snapshot/load`: makes the machine anew from a snapshot, over a memory cache. Before boot only.
+    ///
+    /// # Errors
+    /// As [`load_snapshot`](Self::load_snapshot).
+    pub async fn load_cached(&self, load: &CachedLoad) -> Result<(), VmmError> {
+        let call = Call::new(Method::PUT, "/wrenn/snapshot/load", self.inner.timeouts.snapshot);
+        self.send(&call, load).await
+    }
+
     /// [`get_info`](Self::get_info) for whoever asks again and again until somebody listens.
     pub(crate) async fn probe(&self) -> Result<InstanceInfo, VmmError> {
         let call = Call::new(Method::GET, "/", self.inner.timeouts.configure);
@@ -266,13 +298,11 @@ impl Client {
     }
 
     async fn send(&self, call: &Call, body: &impl Serialize) -> Result<(), VmmError> {
-        let body = serde_json::to_vec(body).map_err(|error| VmmError::InvalidRequest {
-            call: call.name(),
-            what: "the body",
-            value: error.to_string(),
-            rule: "paths must be UTF-8, as JSON is",
-        })?;
-        self.perform(call, body.into()).await.map(drop)
+        self.perform(call, encode(call, body)?).await.map(drop)
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, call: &Call, body: &impl Serialize) -> Result<T, VmmError> {
+        read(call, &self.perform(call, encode(call, body)?).await?)
     }
 
     /// One exchange; where the connection broke because the process ended, the error says that instead.
@@ -324,6 +354,16 @@ impl Client {
         let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
         Ok((status, body.map_err(|error| call.broken(error))?.to_bytes()))
     }
+}
+
+fn encode(call: &Call, body: &impl Serialize) -> Result<Bytes, VmmError> {
+    let body = serde_json::to_vec(body).map_err(|error| VmmError::InvalidRequest {
+        call: call.name(),
+        what: "the body",
+        value: error.to_string(),
+        rule: "paths must be UTF-8, as JSON is",
+    })?;
+    Ok(body.into())
 }
 
 fn read<T: DeserializeOwned>(call: &Call, answer: &[u8]) -> Result<T, VmmError> {

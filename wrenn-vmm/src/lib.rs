@@ -4,9 +4,10 @@
 //! - [`MonitorProgram`]: which program to run; [`MonitorSpec`]: how to run it.
 //! - [`MonitorProcess`]: one running monitor, watched until it is gone.
 //! - [`Client`]: the REST API, typed.
+//! - [`GuestMemory`]: what a monitor that offers it lets be read straight out of its address space.
 //!
 //! Nothing here knows which of the two programs (Firecracker, `wrenn-monitor`) it drives: both get the
-//! same flags and the same requests.
+//! same flags and the same requests. What only one of them offers is asked for first ([`Client::extensions`]).
 //!
 //! # Failure paths
 //! - A monitor that dies is noticed by a thread of its own, not by a timeout: whoever waits gets
@@ -30,13 +31,17 @@ mod exit;
 #[cfg(feature = "driver")]
 mod launch;
 #[cfg(feature = "driver")]
+mod memory;
+#[cfg(feature = "driver")]
+mod pagemap;
+#[cfg(feature = "driver")]
 mod process;
 #[cfg(feature = "driver")]
 mod program;
 #[cfg(feature = "driver")]
 mod spec;
 #[cfg(feature = "driver")]
-#[allow(unsafe_code)] // Code between fork and exec cannot be checked by the compiler.
+#[allow(unsafe_code)] // Code between fork and exec, and other processes' memory: nothing the compiler can check.
 mod sys;
 #[cfg(feature = "driver")]
 mod text;
@@ -48,6 +53,7 @@ pub use self::{
     client::{Client, Timeouts},
     error::{SetupStep, VmmError},
     exit::{ExitCause, ExitReport, ExitStatus, GUEST_PANIC_EXIT_CODE},
+    memory::{Freezer, GuestMemory, GuestRun, MemoryError},
     process::{Killer, MonitorProcess},
     program::MonitorProgram,
     spec::{DiskMount, MonitorSpec, ROOT_DISK_PATH, VM_DIR},

@@ -18,11 +18,12 @@ use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 use wrenn_base::{Deadline, UndoList};
 
-use crate::api::InstanceInfo;
+use crate::api::{InstanceInfo, SavedMemory};
 use crate::client::Client;
 use crate::error::VmmError;
 use crate::exit::ExitReport;
 use crate::launch::{absolute, clear_socket, launch};
+use crate::memory::{GuestMemory, MemoryError};
 use crate::spec::MonitorSpec;
 use crate::watch::{ExitWatch, Watched};
 
@@ -121,6 +122,18 @@ impl MonitorProcess {
     /// How the monitor ended, if it has.
     pub fn exit_report(&self) -> Option<ExitReport> {
         self.exit.now()
+    }
+
+    /// The memory of the guest, which must be paused for as long as this is used.
+    ///
+    /// # Errors
+    /// Those of reading another process's memory, and [`MemoryError::Gone`](crate::MemoryError::Gone).
+    pub fn guest_memory(&self, saved: SavedMemory) -> Result<GuestMemory, MemoryError> {
+        let life = self.watched.life().map_err(|source| MemoryError::System {
+            action: "hold on to the monitor's process",
+            source,
+        })?;
+        GuestMemory::new(self.watched.process(), life, saved.regions)
     }
 
     /// A handle that ends the monitor from any thread, without waiting for it.

@@ -65,6 +65,16 @@ impl Watched {
         Ok(watched)
     }
 
+    /// What is readable once the process is gone.
+    pub(crate) fn life(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// The process, by number.
+    pub(crate) fn process(&self) -> Pid {
+        self.pid
+    }
+
     fn watch(&self, console: &Console) {
         while !self.ended_within(CONSOLE_CHECK) {
             if let Err(error) = console.trim() {

@@ -1,9 +1,10 @@
-//! From a request to an action: Firecracker's routes and bodies.
+//! From a request to an action: Firecracker's routes and bodies, and our own under `/wrenn`.
 
 use serde::de::DeserializeOwned;
 use wrenn_vmm::api::{
-    Action as ActionBody, ActionType, BootSource, Drive, EntropyDevice, Logger, MachineConfig, MemBackend,
-    MemBackendType, NetworkInterface, RestoredHugePages, SnapshotCreate, SnapshotLoad, VmStateUpdate,
+    Action as ActionBody, ActionType, BootSource, CachedLoad, Drive, EntropyDevice, Logger, MachineConfig,
+    MemBackend, MemBackendType, NetworkInterface, RestoredHugePages, SnapshotCreate, SnapshotLoad, StateSave,
+    VmStateUpdate,
 };
 
 use super::body::MachineConfigUpdate;
@@ -16,6 +17,8 @@ pub(super) enum Routed {
     Action(Box<Action>),
     /// `GET /version`, which needs no machine.
     Version,
+    /// `GET /wrenn`: neither does this.
+    Extensions,
 }
 
 /// Why a request is refused before the machine hears of it.
@@ -61,6 +64,9 @@ const ROUTES: &[(&str, &str, Handler)] = &[
     ("PATCH", "/vm", |call| Ok(Action::SetState(call.body::<VmStateUpdate>()?.state).into())),
     ("PUT", "/snapshot/create", |call| Ok(Action::CreateSnapshot(call.body::<SnapshotCreate>()?).into())),
     ("PUT", "/snapshot/load", load_snapshot),
+    ("GET", "/wrenn", |call| call.no_body().map(|()| Routed::Extensions)),
+    ("PUT", "/wrenn/snapshot/save", |call| Ok(Action::SaveState(call.body::<StateSave>()?).into())),
+    ("PUT", "/wrenn/snapshot/load", |call| Ok(Action::LoadCached(call.body::<CachedLoad>()?).into())),
 ];
 
 /// Every method and path that is answered.

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use wrenn_vmm::api::Version;
+use wrenn_vmm::api::{Extensions, Version};
 
 use super::http::{self, CONTINUE, MAX_BODY, MAX_HEAD, Parsed, Request, Response, Status};
 use super::route::{Routed, route};
@@ -217,6 +217,7 @@ fn respond(request: &Request, actions: &ActionSender) -> Response {
         Ok(Routed::Version) => {
             return Response::json(&Version { firecracker_version: env!("CARGO_PKG_VERSION").into() });
         }
+        Ok(Routed::Extensions) => return Response::json(&Extensions::CURRENT),
         Ok(Routed::Action(action)) => actions.perform(*action),
         Err(error) => Err(Fault::from_error(&error)),
     };
@@ -225,6 +226,7 @@ fn respond(request: &Request, actions: &ActionSender) -> Response {
         Ok(Answer::Instance(info)) => Response::json(&info),
         Ok(Answer::Machine(config)) => Response::json(&config),
         Ok(Answer::Config(config)) => Response::json(&config),
+        Ok(Answer::Memory(memory)) => Response::json(&memory),
         Err(fault) => {
             log::warn!("{} {} was refused: {fault}", request.method, request.path);
             Response::fault(Status::BadRequest, fault.message)

@@ -9,12 +9,16 @@
 //! started again, one that could not be saved can be resumed.
 
 use event_manager::{EventManager, SubscriberOps};
-use wrenn_vmm::api::{InstanceInfo, InstanceState, RestoredHugePages, SnapshotLoad, VmState};
+use wrenn_vmm::api::{
+    CachedLoad, InstanceInfo, InstanceState, MemBackendType, RestoredHugePages, SnapshotLoad, VmState,
+};
 
 use crate::action::{Action, Answer, Fault, Outcome};
 use crate::api::VmConfig;
 use crate::logger::{self, LoggerError};
-use crate::machine::{Host, LoadError, Machine, SaveError, StartError, Subscriber};
+use crate::machine::{
+    Host, LoadError, Machine, MemorySource, Origin, SaveError, StartError, Subscriber,
+};
 use crate::vcpu::VcpuError;
 use crate::vm::Vm;
 
@@ -111,7 +115,10 @@ impl Controller {
             Action::ConfigureLogger(config) => logger::configure(&config)?,
             Action::StartInstance => self.start(events)?,
             Action::LoadSnapshot(request) => self.load(&request, events)?,
-            Action::SetState(_) | Action::CreateSnapshot(_) => return Err(ActionError::NotBeforeStart),
+            Action::LoadCached(request) => self.load_cached(&request, events)?,
+            Action::SetState(_) | Action::CreateSnapshot(_) | Action::SaveState(_) => {
+                return Err(ActionError::NotBeforeStart);
+            }
         }
         Ok(Answer::Done)
     }
@@ -131,6 +138,7 @@ impl Controller {
             Action::SetState(VmState::Paused) => machine.pause().map_err(ActionError::Pause)?,
             Action::SetState(VmState::Resumed) => machine.resume(),
             Action::CreateSnapshot(request) => machine.save(&request)?,
+            Action::SaveState(request) => return Ok(Answer::Memory(machine.save_state(&request)?)),
             Action::ConfigureMachine(_)
             | Action::UpdateMachine(_)
             | Action::ConfigureBoot(_)
@@ -139,7 +147,8 @@ impl Controller {
             | Action::ConfigureEntropy(_)
             | Action::ConfigureLogger(_)
             | Action::StartInstance
-            | Action::LoadSnapshot(_) => return Err(ActionError::NotAfterStart),
+            | Action::LoadSnapshot(_)
+            | Action::LoadCached(_) => return Err(ActionError::NotAfterStart),
         }
         Ok(Answer::Done)
     }
@@ -169,10 +178,6 @@ impl Controller {
     }
 
     fn load(&mut self, request: &SnapshotLoad, events: &mut Events) -> Result<(), ActionError> {
-        let Phase::BeforeBoot(resources) = &mut self.phase else { return Err(ActionError::NotAfterStart) };
-        if !resources.is_untouched() {
-            return Err(ActionError::LoadAfterConfiguring);
-        }
         if request.vsock_override.is_some() {
             return Err(ActionError::Unsupported { option: "vsock devices" });
         }
@@ -180,15 +185,44 @@ impl Controller {
             return Err(ActionError::Unsupported { option: "huge pages" });
         }
         let backend = request.mem_backend.as_ref().ok_or(ActionError::NoMemoryBackend)?;
+        let origin = Origin {
+            state: &request.snapshot_path,
+            memory: match backend.backend_type {
+                MemBackendType::File => MemorySource::File(&backend.backend_path),
+                MemBackendType::Uffd => MemorySource::FaultServer(&backend.backend_path),
+            },
+            track_dirty_pages: request.track_dirty_pages,
+            network_overrides: &request.network_overrides,
+            clock_realtime: request.clock_realtime,
+        };
+        self.restore(&origin, request.resume_vm, events)
+    }
+
+    fn load_cached(&mut self, request: &CachedLoad, events: &mut Events) -> Result<(), ActionError> {
+        let origin = Origin {
+            state: &request.snapshot_path,
+            memory: MemorySource::Cache(&request.cache_socket),
+            track_dirty_pages: false,
+            network_overrides: &request.network_overrides,
+            clock_realtime: false,
+        };
+        self.restore(&origin, request.resume_vm, events)
+    }
+
+    fn restore(&mut self, origin: &Origin<'_>, resume: bool, events: &mut Events) -> Result<(), ActionError> {
+        let Phase::BeforeBoot(resources) = &mut self.phase else { return Err(ActionError::NotAfterStart) };
+        if !resources.is_untouched() {
+            return Err(ActionError::LoadAfterConfiguring);
+        }
         let prepared = &mut self.prepared;
         let vm = || prepared.take().map_or_else(Vm::create, Ok);
-        let mut machine = Machine::restore(vm, request, backend, &self.host)?;
+        let mut machine = Machine::restore(vm, origin, &self.host)?;
         watch(&machine, events)?;
-        if request.resume_vm {
+        if resume {
             machine.resume();
         }
         self.phase = Phase::Machine(Box::new(machine));
-        log::info!("the microVM was restored from {}", request.snapshot_path.display());
+        log::info!("the microVM was restored from {}", origin.state.display());
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   boot ─────► running ◄──resume── paused ◄───── restore
-//!                  └──────pause──────►│ snapshot: save
+//!                  └──────pause──────►│ snapshot: save, save_state (freeze)
 //! ```
 //!
 //! [`boot`] and [`restore`] make one or fail without a trace. [`save`] takes a snapshot. Whoever owns a
@@ -17,11 +17,14 @@ use wrenn_vmm::api::MachineConfig;
 mod boot;
 mod devices;
 mod faults;
+mod freeze;
 mod restore;
 mod save;
+#[allow(unsafe_code)]
+mod sys;
 
 pub(crate) use boot::{StartError, StartPlan};
-pub(crate) use restore::LoadError;
+pub(crate) use restore::{LoadError, MemorySource, Origin};
 pub(crate) use save::SaveError;
 
 use crate::exit::ExitSignal;

@@ -1,11 +1,12 @@
 //! Taking a snapshot of a paused machine.
 
-use wrenn_vmm::api::{SnapshotCreate, SnapshotType};
+use wrenn_vmm::api::{SavedMemory, SnapshotCreate, SnapshotType, StateSave};
 
 use super::Machine;
 use super::devices::DeviceError;
+use super::freeze::{self, FreezeError};
 use crate::memory::{DumpError, DumpKind};
-use crate::snapshot::{MachineState, TargetError, Targets};
+use crate::snapshot::{MachineState, TargetError, Targets, write_state};
 use crate::vcpu::VcpuError;
 use crate::vm::VmError;
 
@@ -25,6 +26,8 @@ pub(crate) enum SaveError {
     Vcpu(#[from] VcpuError),
     #[error("the virtual machine could not be saved")]
     Vm(#[from] VmError),
+    #[error("guest memory could not be frozen")]
+    Freeze(#[from] FreezeError),
 }
 
 impl Machine {
@@ -55,6 +58,20 @@ impl Machine {
         }
         log::info!("a {:?} snapshot was taken, with {written} bytes of memory", request.snapshot_type);
         Ok(())
+    }
+
+    /// Writes everything but memory to the file that `request` names, and says where memory is.
+    ///
+    /// With a `freeze_socket` a copy of the process holds the memory as it is now.
+    pub(crate) fn save_state(&self, request: &StateSave) -> Result<SavedMemory, SaveError> {
+        if !self.paused {
+            return Err(SaveError::Running);
+        }
+        write_state(&request.snapshot_path, &self.state()?, self.memory.source_file())?;
+        if let Some(socket) = &request.freeze_socket {
+            freeze::freeze(socket)?;
+        }
+        Ok(SavedMemory { regions: self.memory.layout() })
     }
 
     fn state(&self) -> Result<MachineState, SaveError> {

@@ -1,13 +1,13 @@
-//! Making guest memory: fresh in a memfd, privately from a memory file, or empty for a fault server to fill.
+//! Making guest memory: fresh, privately from a memory file, empty for a fault server to fill, or privately from a
+//! cache that a fault server fills.
 //!
-//! In a memory file, and in the memfd, the regions follow each other without a gap.
+//! All of it is private to this process, so that a copy of the process freezes it (see [`crate::machine`]). In a
+//! memory file, and in a cache, the regions follow each other without a gap.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -21,8 +21,6 @@ use crate::layout::{MMIO_GAP_END, MMIO_GAP_START, PAGE_SIZE};
 /// Guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MapError {
-    #[error("no memory file of {size} bytes could be made for the guest")]
-    Memfd { size: u64, source: io::Error },
     #[error("{size} bytes of guest memory at {address:#x} could not be mapped")]
     Map { address: u64, size: u64, source: MmapRegionError },
     #[error("there is no memory file to restore from")]
@@ -57,12 +55,9 @@ pub(crate) fn regions_of(size: u64) -> Vec<RegionSpec> {
 }
 
 impl Memory {
-    /// Fresh, zeroed memory in a memfd that can never change its size.
+    /// Fresh, zeroed memory.
     pub(crate) fn fresh(regions: &[RegionSpec]) -> Result<Self, MapError> {
-        let size = total(regions);
-        let file = sealed_memfd(size).map_err(|source| MapError::Memfd { size, source })?;
-        let guest = map(regions, Some(Arc::new(file)), MapFlags::SHARED)?;
-        Ok(Self { guest, origin: Origin::Fresh })
+        Ok(Self { guest: map(regions, None)?, origin: Origin::Fresh })
     }
 
     /// The contents of the memory file at `path`; what the guest writes stays in this process.
@@ -72,7 +67,7 @@ impl Memory {
         if found != wanted {
             return Err(MapError::WrongSize { path: path.to_owned(), found, wanted });
         }
-        let guest = map(regions, Some(Arc::new(file)), MapFlags::PRIVATE)?;
+        let guest = map(regions, Some(Arc::new(file)))?;
         Ok(Self { guest, origin: Origin::File(FileId::of(&metadata)) })
     }
 
@@ -80,9 +75,21 @@ impl Memory {
     ///
     /// Returns once the server has been handed the userfaultfd: from then on it may be touched.
     pub(crate) fn from_fault_server(regions: &[RegionSpec], socket: &Path) -> Result<Self, MapError> {
-        let guest = map(regions, None, MapFlags::PRIVATE)?;
-        let link: FaultLink = uffd::hand_over(&guest, socket)?;
+        let guest = map(regions, None)?;
+        let link: FaultLink = uffd::connect(socket)?.hand_over(&guest)?;
         Ok(Self { guest, origin: Origin::FaultServer(link) })
+    }
+
+    /// Memory whose contents are those of the cache that the fault server behind `socket` shares and fills; what the
+    /// guest writes stays in this process.
+    ///
+    /// Returns once the server has been handed the userfaultfd: from then on it may be touched.
+    pub(crate) fn from_cache(regions: &[RegionSpec], socket: &Path) -> Result<Self, MapError> {
+        let server = uffd::connect(socket)?;
+        let cache = server.receive_cache(total(regions))?;
+        let guest = map(regions, Some(Arc::new(cache)))?;
+        let link: FaultLink = server.hand_over(&guest)?;
+        Ok(Self { guest, origin: Origin::Cache(link) })
     }
 }
 
@@ -90,21 +97,13 @@ fn total(regions: &[RegionSpec]) -> u64 {
     regions.iter().map(|region| region.size).sum()
 }
 
-fn sealed_memfd(size: u64) -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = File::from(rustix::fs::memfd_create(c"guest-memory", flags)?);
-    file.set_len(size)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file)
-}
-
 /// Maps the regions, one behind the other in `file` where there is one.
-fn map(regions: &[RegionSpec], file: Option<Arc<File>>, sharing: MapFlags) -> Result<GuestMemory, MapError> {
+fn map(regions: &[RegionSpec], file: Option<Arc<File>>) -> Result<GuestMemory, MapError> {
     let mut mapped = Vec::with_capacity(regions.len());
     let mut offset = 0;
     for region in regions {
         let size = usize::try_from(region.size).map_err(|_| MapError::Regions)?;
-        let mut flags = sharing | MapFlags::NORESERVE;
+        let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let mut builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
             .with_mmap_prot((ProtFlags::READ | ProtFlags::WRITE).bits() as i32);
         match &file {
@@ -156,11 +155,9 @@ mod tests {
     }
 
     #[test]
-    fn fresh_memory_is_zero_and_sealed() {
+    fn fresh_memory_is_zero() {
         let memory = Memory::fresh(&regions_of(MIB)).unwrap();
         assert_eq!(memory.guest.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 0);
-        let region = memory.guest.find_region(GuestAddress(0)).unwrap();
-        assert!(region.file_offset().unwrap().file().set_len(2 * MIB).is_err());
     }
 
     #[test]

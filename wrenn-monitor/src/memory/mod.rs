@@ -2,7 +2,7 @@
 //!
 //! One or two regions of host memory lie around the guest's hole for devices ([`map`]). Three sources know of
 //! changes: KVM's log has what the guest wrote, each region's bitmap what the *monitor* wrote, and the page
-//! tables what a private mapping does not share with its file ([`pages`]). `vm-memory` marks what goes through
+//! tables what a private mapping does not share with what lies below it ([`pages`]). `vm-memory` marks what goes through
 //! its own accessors; whoever lets the kernel write by pointer (a block read) marks the slice's bitmap itself.
 //!
 //! Invariant: [`Memory`] never changes its regions, so a region's index is its KVM slot, and the sum of the
@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use wrenn_vmm::api::MemoryRegion;
 
 mod dirty;
 mod dump;
@@ -42,12 +43,14 @@ pub(crate) struct Memory {
 /// What guest memory was made from.
 #[derive(Debug)]
 enum Origin {
-    /// A memfd: a hole is a page that was never touched.
+    /// Nothing: a page that was never touched is zero.
     Fresh,
     /// A memory file, mapped privately.
     File(FileId),
     /// Anonymous memory that a fault server fills.
     FaultServer(FaultLink),
+    /// A cache that a fault server fills, mapped privately.
+    Cache(FaultLink),
 }
 
 /// What makes two names one file.
@@ -73,41 +76,45 @@ impl Memory {
     pub(crate) fn source_file(&self) -> Option<FileId> {
         match &self.origin {
             Origin::File(id) => Some(*id),
-            Origin::Fresh | Origin::FaultServer(_) => None,
+            Origin::Fresh | Origin::FaultServer(_) | Origin::Cache(_) => None,
         }
     }
 
     /// The link to the fault server that provides missing pages.
     pub(crate) fn fault_link(&self) -> Option<&FaultLink> {
         match &self.origin {
-            Origin::FaultServer(link) => Some(link),
+            Origin::FaultServer(link) | Origin::Cache(link) => Some(link),
             Origin::Fresh | Origin::File(_) => None,
         }
     }
 
+    /// Where guest memory is in this process and in a memory file.
+    pub(crate) fn layout(&self) -> Vec<MemoryRegion> {
+        let region = |(region, offset): (&GuestRegion, u64)| MemoryRegion {
+            host_address: region.as_ptr() as u64,
+            size: region.len(),
+            offset,
+        };
+        map::with_offsets(&self.guest).map(region).collect()
+    }
+
     /// The pages of `region` that may hold something other than zeros.
     fn present_pages(&self, region: &GuestRegion) -> io::Result<PageSet> {
-        let pages = map::pages_of(region);
         match &self.origin {
-            Origin::Fresh => file_pages(region),
+            Origin::Fresh => self.touched_pages(region),
             Origin::File(_) => {
                 let mut present = file_pages(region)?;
-                present.insert_all(&pages::own_pages(region.as_ptr() as u64, pages)?);
+                present.insert_all(&self.touched_pages(region)?);
                 Ok(present)
             }
-            Origin::FaultServer(_) => Ok(PageSet::full(pages)),
+            Origin::FaultServer(_) | Origin::Cache(_) => Ok(PageSet::full(map::pages_of(region))),
         }
     }
 
-    /// The pages of `region` that may differ from what the memory was made from: exact for a memory file; for a
-    /// fault server's memory everything that was ever touched.
+    /// The pages of `region` that may differ from what the memory was made from: exact for a memory file and a
+    /// cache; for a fault server's memory everything that was ever touched.
     fn touched_pages(&self, region: &GuestRegion) -> io::Result<PageSet> {
-        match &self.origin {
-            Origin::Fresh => file_pages(region),
-            Origin::File(_) | Origin::FaultServer(_) => {
-                pages::own_pages(region.as_ptr() as u64, map::pages_of(region))
-            }
-        }
+        pages::own_pages(region.as_ptr() as u64, map::pages_of(region))
     }
 }
 

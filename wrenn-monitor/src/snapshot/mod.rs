@@ -148,14 +148,30 @@ impl Targets {
 
     /// Writes the state file and brings it to disk.
     pub(crate) fn write_state(&self, state: &MachineState) -> Result<(), TargetError> {
-        let bytes = state.to_bytes().map_err(TargetError::Encode)?;
-        let write = || {
-            self.state.set_len(0)?;
-            self.state.write_all_at(&bytes, 0)?;
-            self.state.sync_all()
-        };
-        write().map_err(|source| TargetError::Write { path: self.state_path.clone(), source })
+        put(&self.state, &self.state_path, state)?;
+        self.state.sync_all().map_err(|source| TargetError::Write { path: self.state_path.clone(), source })
     }
+}
+
+/// Writes a state file without a memory file beside it, and leaves it to the caller to bring it to disk; `source` is
+/// the memory file that the machine still reads.
+pub(crate) fn write_state(
+    path: &Path,
+    state: &MachineState,
+    source: Option<FileId>,
+) -> Result<(), TargetError> {
+    let (file, metadata) = open_to_write(path)?;
+    if source == Some(FileId::of(&metadata)) {
+        return Err(TargetError::StillRead { path: path.to_owned() });
+    }
+    put(&file, path, state)
+}
+
+/// Replaces what is in `file`.
+fn put(file: &File, path: &Path, state: &MachineState) -> Result<(), TargetError> {
+    let bytes = state.to_bytes().map_err(TargetError::Encode)?;
+    let written = file.set_len(0).and_then(|()| file.write_all_at(&bytes, 0));
+    written.map_err(|source| TargetError::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
