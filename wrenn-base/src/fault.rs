@@ -1,9 +1,9 @@
 //! Named places at which a test can make the program fail, or die.
 //!
 //! Code calls [`point`] before and after each effect that outlives it (a rename, an fsync, a process). Without the
-//! feature `fault-injection` that is nothing at all. With it a test first [arms](arm) [`Plan::Record`] to learn which
-//! points an operation passes, and then runs the operation once for each of them with [`Plan::FailAt`] or
-//! [`Plan::AbortAt`]: no list of names has to be kept in step with the code.
+//! feature `fault-injection` that is nothing at all. With it a test first arms `Plan::Record` to learn which
+//! points an operation passes, and then runs the operation once for each of them with `Plan::FailAt` or
+//! `Plan::AbortAt`: no list of names has to be kept in step with the code.
 //!
 //! ```
 //! use wrenn_base::fault;
