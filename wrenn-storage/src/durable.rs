@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
+use wrenn_base::fault;
 
 /// What every staging name begins with; nothing else in a directory that is swept may.
 pub const STAGING_PREFIX: &str = ".staged-";
@@ -45,7 +46,9 @@ impl StagedFile {
         let (file, staged) = stage(target, |path| {
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
         })?;
-        Ok(Self { file, staged, target: target.to_owned(), committed: false })
+        let this = Self { file, staged, target: target.to_owned(), committed: false };
+        fault::point("storage.file.staged")?;
+        Ok(this)
     }
 
     /// The open file.
@@ -66,9 +69,11 @@ impl StagedFile {
     /// Before the rename: the target is as before and the staged file is gone. An error from the last step,
     /// the directory's fsync, leaves the new target in place, but it may not survive a power loss.
     pub fn commit(mut self) -> io::Result<File> {
-        self.file.sync_all()?;
+        sync(&self.file)?;
+        fault::point("storage.file.rename")?;
         fs::rename(&self.staged, &self.target)?;
         self.committed = true;
+        fault::point("storage.file.renamed")?;
         sync_parent(&self.target)?;
         self.file.try_clone()
     }
@@ -103,7 +108,9 @@ impl StagedDir {
             fs::DirBuilder::new().mode(0o700).create(path)?;
             File::open(path)
         })?;
-        Ok(Self { dir, staged, target: target.to_owned(), committed: false })
+        let this = Self { dir, staged, target: target.to_owned(), committed: false };
+        fault::point("storage.dir.staged")?;
+        Ok(this)
     }
 
     /// Where the directory is until it is committed: fill it here.
@@ -118,12 +125,14 @@ impl StagedDir {
     /// [`StagedFile::commit`].
     pub fn commit(mut self) -> io::Result<()> {
         sync_tree(&self.staged)?;
+        fault::point("storage.dir.rename")?;
         match renameat_with(CWD, &self.staged, CWD, &self.target, RenameFlags::NOREPLACE) {
             // Not every file system has NOREPLACE. A plain rename replaces an empty directory at most.
             Err(Errno::INVAL) if !self.target.exists() => fs::rename(&self.staged, &self.target)?,
             result => result?,
         }
         self.committed = true;
+        fault::point("storage.dir.renamed")?;
         sync_parent(&self.target)?;
         // The lock lived on this descriptor; the name is free of staging from here on.
         let _ = flock(&self.dir, FlockOperation::Unlock);
@@ -145,7 +154,9 @@ impl Drop for StagedDir {
 /// As [`StagedFile::create`] and [`StagedFile::commit`].
 pub fn write(target: &Path, content: &[u8]) -> io::Result<()> {
     let staged = StagedFile::create(target)?;
+    fault::point("storage.file.write")?;
     staged.file().write_all(content)?;
+    fault::point("storage.file.written")?;
     staged.commit().map(drop)
 }
 
@@ -157,10 +168,22 @@ pub fn write(target: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Up to the rename `from` stays where it was. An error after it leaves the file at `to`.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    File::open(from)?.sync_all()?;
+    sync(&File::open(from)?)?;
+    fault::point("storage.rename")?;
     fs::rename(from, to)?;
+    fault::point("storage.renamed")?;
     sync_parent(to)?;
     if from.parent() != to.parent() { sync_parent(from) } else { Ok(()) }
+}
+
+/// Gives a file a second name on the same file system. [`sync_dir`] makes it durable.
+///
+/// # Errors
+/// `AlreadyExists` where the name is taken, whatever by; `CrossesDevices`.
+pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    fault::point("storage.link")?;
+    fs::hard_link(from, to)?;
+    fault::point("storage.linked")
 }
 
 /// Removes a file durably; one that is not there is fine.
@@ -168,6 +191,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// The file could not be removed or its directory not synced.
 pub fn remove(path: &Path) -> io::Result<()> {
+    fault::point("storage.remove")?;
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
@@ -180,7 +204,13 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// # Errors
 /// The directory cannot be opened or synced.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    sync(&File::open(dir)?)
+}
+
+fn sync(entry: &File) -> io::Result<()> {
+    fault::point("storage.sync")?;
+    entry.sync_all()?;
+    fault::point("storage.synced")
 }
 
 /// Makes the name of `path` durable in the directory that holds it.
@@ -233,6 +263,7 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// Makes a locked staging entry beside `target` with `create`.
 fn stage(target: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Result<(File, PathBuf)> {
     let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    fault::point("storage.stage")?;
     for _ in 0..ATTEMPTS {
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
@@ -265,7 +296,7 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
         if kind.is_dir() {
             sync_tree(&entry.path())?;
         } else if kind.is_file() {
-            File::open(entry.path())?.sync_all()?;
+            sync(&File::open(entry.path())?)?;
         }
     }
     sync_dir(dir)

@@ -3,9 +3,13 @@
 
 mod disk;
 pub mod durable;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod memory;
 mod snapshot;
+mod working_set;
 
 pub use disk::{
     BackendChoice, BackendKind, CloneKind, DiskError, DiskSpec, RootDisk, RootDisks, clone_file,
@@ -16,7 +20,8 @@ pub use image::{
     KernelFormat, StagedGuest, StagedImage,
 };
 pub use memory::{
-    ImageUsage, Imported, LayerDir, LayerId, MemoryError, MemoryImage, MemoryReader, MemoryRun, PAGE_SIZE,
-    RunKind,
+    ImageIdentity, ImageUsage, ImageWriter, Imported, LayerDir, LayerId, MemoryError, MemoryImage,
+    MemoryReader, MemoryRun, PAGE_SIZE, RunKind,
 };
 pub use snapshot::{Snapshot, SnapshotError, SnapshotStore, StagedSnapshot};
+pub use working_set::{PageRun, WorkingSet, WorkingSetError, WorkingSetFault};

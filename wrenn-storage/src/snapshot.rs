@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::SeekFrom;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use wrenn_base::fault;
 
 use crate::durable::{self, StagedDir};
 
@@ -147,7 +148,10 @@ impl SnapshotStore {
         durable::sweep(&self.dir).map_err(SnapshotError::io("sweep", &self.dir))?;
         for generation in self.generations()?.into_iter().filter(|g| *g < keep) {
             let path = self.path(generation);
-            fs::remove_dir_all(&path).map_err(SnapshotError::io("remove", &path))?;
+            fault::point("storage.snapshot.remove")
+                .and_then(|()| fs::remove_dir_all(&path))
+                .and_then(|()| fault::point("storage.snapshot.removed"))
+                .map_err(SnapshotError::io("remove", &path))?;
         }
         Ok(())
     }
@@ -200,6 +204,7 @@ impl StagedSnapshot {
         }
         let index = Index { format: FORMAT, files, record };
         write_index(&self.file(INDEX), &index)?;
+        fault::point("storage.snapshot.commit").map_err(SnapshotError::io("commit", &self.path))?;
         self.staged.commit().map_err(SnapshotError::io("commit", &self.path))?;
         Ok(Snapshot { path: self.path, generation: self.generation, files: index.files })
     }
@@ -246,7 +251,9 @@ fn write_index<R: Serialize>(path: &Path, index: &Index<R>) -> Result<(), Snapsh
     let json = serde_json::to_string(index).map_err(io::Error::other);
     let json = json.map_err(SnapshotError::io("write", path))?;
     let text = format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes()));
-    fs::write(path, text).map_err(SnapshotError::io("write", path))
+    fault::point("storage.snapshot.index")
+        .and_then(|()| fs::write(path, text))
+        .map_err(SnapshotError::io("write", path))
 }
 
 fn read_index<R: DeserializeOwned>(path: &Path) -> Result<Index<R>, SnapshotError> {

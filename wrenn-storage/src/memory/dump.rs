@@ -11,15 +11,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
-use wrenn_base::Bytes;
+use wrenn_base::fault;
 
 use super::error::MemoryError;
 use super::layers::LayerDir;
+use super::staged::CHUNK;
 use super::{PAGE, PAGE_SIZE};
 use crate::durable;
-
-/// How much of a dump is read, and of a layer written, at once.
-pub(super) const CHUNK: usize = 1 << 20;
 
 /// File systems whose holes are exact at any time (`statfs(2)` magic numbers: ext2/3/4, tmpfs). Others, xfs
 /// among them, reserve space ahead of a growing file and may tell it from data only once it is written back.
@@ -96,22 +94,20 @@ impl Dump {
     /// Gives the space of a range back; it reads as zero from then on, as it does already.
     pub(super) fn punch(&self, range: Range<u64>) -> Result<(), MemoryError> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let failed = MemoryError::io("punch a hole into the dump", &self.path);
+        if let Err(e) = fault::point("storage.dump.punch") {
+            return Err(failed(e));
+        }
         match rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start) {
             // It costs space then, and nothing else.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            result => result.map_err(|e| MemoryError::io("punch a hole into the dump", &self.path)(e.into())),
+            result => result.map_err(|e| failed(e.into())),
         }
     }
 
     /// Gives the dump a new name, durably.
     pub(super) fn rename(&self, to: &Path) -> Result<(), MemoryError> {
         durable::rename(&self.path, to).map_err(MemoryError::io("turn the dump into the layer", to))
-    }
-
-    /// The disk space the dump takes.
-    pub(super) fn allocated(&self) -> Result<Bytes, MemoryError> {
-        let found = self.file.metadata().map_err(MemoryError::io("look at the dump", &self.path))?;
-        Ok(Bytes(found.blocks() * 512))
     }
 }
 

@@ -98,10 +98,10 @@ pub enum MemoryError {
         /// The block's number, counted from 0.
         block: u64,
     },
-    /// A read beyond the guest's memory.
+    /// A read or write beyond the guest's memory.
     #[error("{len} bytes at {offset:#x} do not lie within a guest memory of {guest_size}")]
     OutOfRange {
-        /// Where the read began.
+        /// Where it began.
         offset: u64,
         /// Its length in bytes.
         len: u64,
@@ -150,8 +150,47 @@ pub enum MemoryError {
         /// The layer directory.
         layers: PathBuf,
     },
+    /// Memory was given to a writer in other pieces than whole pages.
+    #[error("{len} bytes at {offset:#x} are not whole pages of 4 KiB")]
+    PartPages {
+        /// Where it began.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Pages were given to a writer out of order.
+    #[error("the pages at {offset:#x} come before the end, {next:#x}, of what was written already")]
+    PageOrder {
+        /// Where they began.
+        offset: u64,
+        /// The first offset that could have been written.
+        next: u64,
+    },
+    /// A writer that failed before was used on: its image lacks pages.
+    #[error("an earlier part of this image could not be written: drop the writer and begin anew")]
+    BrokenWriter,
+    /// Whoever was asked for the pace ended the work.
+    #[error("merging the layers was cancelled")]
+    Cancelled,
+    /// Layers cannot be shared by directories that are on different file systems, or mounts of one.
+    #[error("the layer directories {} and {} are on different file systems or mounts, so they cannot share layers",
+            from.display(), to.display())]
+    DirectoriesApart {
+        /// The directory that has the layers.
+        from: PathBuf,
+        /// The one that was to share them.
+        to: PathBuf,
+    },
+    /// The directory that is to share a layer has another file under its name.
+    #[error("layer {layer} cannot be shared: {} is another file; remove it if no image uses it", path.display())]
+    LayerTaken {
+        /// The layer.
+        layer: LayerId,
+        /// The file that is in the way.
+        path: PathBuf,
+    },
     /// One image would need more layers than a manifest may list.
-    #[error("the image already uses {limit} layers, the most there may be: merge them by a full pause")]
+    #[error("the image already uses {limit} layers, the most there may be: compact it")]
     TooManyLayers {
         /// The most layers that an image may use.
         limit: usize,

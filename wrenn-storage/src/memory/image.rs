@@ -1,19 +1,24 @@
 //! A memory image: which layer holds which page.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wrenn_base::Bytes;
 
 use super::PAGE_SIZE;
+use super::compact;
 use super::error::MemoryError;
 use super::extents::ExtentMap;
+use super::identity::ImageIdentity;
 use super::import::{self, Imported};
 use super::layer::{Layer, LayerRecord};
 use super::layers::{LayerDir, LayerId};
 use super::manifest::Manifest;
 use super::reader::{Content, MemoryReader};
+use super::share;
+use super::writer::ImageWriter;
 use crate::durable;
 
 /// The memory of a paused guest. Cloning it is cheap; clones share their open layers.
@@ -91,15 +96,65 @@ impl MemoryImage {
         import::import_diff(self, dump)
     }
 
+    /// Begins the image of a whole guest, whose layer can be mapped: see [`flat_layer`](Self::flat_layer).
+    ///
+    /// Pages that are never put are zero; they and zero pages are holes in the layer.
+    ///
+    /// # Errors
+    /// [`MemoryError::GuestSize`].
+    pub fn write_full(guest_size: Bytes, layers: &LayerDir) -> Result<ImageWriter, MemoryError> {
+        ImageWriter::full(guest_size, layers)
+    }
+
+    /// Begins the image that this one becomes by what the guest wrote since.
+    ///
+    /// Pages that are never put are as in this image. What is put is stored without being compared with it; a page
+    /// that is put and zero is zero in the new image, whatever it is here. This image is unchanged.
+    ///
+    /// # Errors
+    /// [`MemoryError::TooManyLayers`].
+    pub fn write_diff(&self) -> Result<ImageWriter, MemoryError> {
+        ImageWriter::diff(self)
+    }
+
+    /// Merges the layers into one that is flat, in the same directory, and returns the image that uses it.
+    ///
+    /// Needs a few mebibytes of memory however large the guest is, and checks every block that it reads. After each
+    /// piece of up to a mebibyte `pace` is told the piece's length: it may wait to leave the disk to others, or end
+    /// the work. This image stays as it is; to switch, [`save`](Self::save) the new one where this one was saved,
+    /// which is one rename, and then [`retain`](LayerDir::retain) what is still used. An image that is flat already
+    /// is returned as it is.
+    ///
+    /// # Errors
+    /// [`MemoryError::Cancelled`] where `pace` said so, [`MemoryError::Corrupt`] where a layer is not what was
+    /// written, [`MemoryError::Io`]. Nothing is left behind.
+    pub fn compact(&self, pace: impl FnMut(Bytes) -> ControlFlow<()>) -> Result<Imported, MemoryError> {
+        compact::compact(self, pace)
+    }
+
+    /// Makes this image's layers be in `layers` as well, by hard links, and returns the image that uses them there.
+    ///
+    /// So a template and its sandboxes share layers, and each may [retain](LayerDir::retain) in its own directory what
+    /// it uses without a thought of others. The links are durable on return; layers that are linked already are fine,
+    /// so this can be repeated.
+    ///
+    /// # Errors
+    /// [`MemoryError::DirectoriesApart`] unless both directories are on one mounted file system,
+    /// [`MemoryError::LayerTaken`] where another file has a layer's name, [`MemoryError::MissingLayer`] where a layer
+    /// was removed, [`MemoryError::Io`]. Links that were made before stay, as another image may have found them
+    /// there meanwhile; they take no space, and [`LayerDir::retain`] removes them.
+    pub fn link_into(&self, layers: &LayerDir) -> Result<Self, MemoryError> {
+        share::link_into(self, layers)
+    }
+
     /// Writes the manifest to `path`, atomically and durably, replacing one that is there.
     ///
     /// # Errors
     /// [`MemoryError::Io`]; the file is then as before, or (where only the directory could not be synced) the
     /// new one.
     pub fn save(&self, path: &Path) -> Result<(), MemoryError> {
-        let layers = self.layers().iter().map(|layer| *layer.record()).collect();
-        let manifest = Manifest { layers, map: self.map().clone(), flat: self.is_flat() };
-        durable::write(path, &manifest.encode()).map_err(MemoryError::io("save the memory image", path))
+        durable::write(path, &self.manifest().encode())
+            .map_err(MemoryError::io("save the memory image", path))
     }
 
     /// Opens the image whose manifest is at `path` and whose layers are in `layers`.
@@ -134,12 +189,21 @@ impl MemoryImage {
         Bytes(u64::from(self.map().pages()) * PAGE_SIZE)
     }
 
+    /// What tells this image from others; equal for clones, for what was saved and opened, and in every directory
+    /// that it was [linked into](Self::link_into).
+    ///
+    /// Computed at each call, from as many bytes as the manifest has.
+    pub fn identity(&self) -> ImageIdentity {
+        ImageIdentity::of(&self.manifest())
+    }
+
     /// The layers that this image needs: what [`LayerDir::retain`] has to be told for it.
     pub fn layers_in_use(&self) -> BTreeSet<LayerId> {
         self.layers().iter().map(|layer| layer.record().id).collect()
     }
 
-    /// The file that can be mapped as the guest's memory, where the image is one full dump and nothing else.
+    /// The file that can be mapped as the guest's memory, where the image is one full dump, was written or compacted
+    /// in full, and nothing was laid over it.
     ///
     /// A mapping bypasses the checksums; [`verify`](Self::verify) first if that matters.
     pub fn flat_layer(&self) -> Option<PathBuf> {
@@ -161,6 +225,11 @@ impl MemoryImage {
             layers: self.layers().len(),
             extents: self.map().as_slice().len(),
         })
+    }
+
+    fn manifest(&self) -> Manifest {
+        let layers = self.layers().iter().map(|layer| *layer.record()).collect();
+        Manifest { layers, map: self.map().clone(), flat: self.is_flat() }
     }
 
     pub(super) fn is_flat(&self) -> bool {

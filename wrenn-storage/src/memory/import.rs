@@ -6,36 +6,37 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use wrenn_base::Bytes;
+use wrenn_base::{Bytes, fault};
 
+use super::PAGE_SIZE;
 use super::dump::{Dump, page_runs};
 use super::error::MemoryError;
-use super::extents::{Extent, ExtentMap, Place, Runs};
+use super::extents::{Extent, Place, Runs};
 use super::image::MemoryImage;
+use super::is_zero;
 use super::layer::Layer;
 use super::layers::LayerDir;
 use super::manifest::pages_of;
-use super::packed::{PackedLayer, new_id, protect, publish};
 use super::reader::Content;
+use super::staged::{new_id, protect, publish};
 use super::sums::BlockSummer;
-use super::{MAX_LAYERS, PAGE, PAGE_SIZE, is_zero};
 
 /// The shortest run of zero pages that becomes a hole in a full layer. Every hole is an extent of the file
 /// system's, which costs more time, when the layer is synced, than to write a shorter run of zeros.
 const PUNCH_AT_LEAST: u64 = 64 * 1024;
 
-/// An image made from a dump, and what that took.
+/// A new image, and what it took to make.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Imported {
     /// The image. It is not saved yet.
     pub image: MemoryImage,
-    /// Guest memory that the dump had content for, of a diff's only what differs from the base.
+    /// Guest memory that was given with content: of a diff dump only what differs from the base, of a diff that was
+    /// [written](super::ImageWriter) everything that is not zero.
     pub data: Bytes,
-    /// Guest memory that the dump had as explicit zeros where the base has others. A full dump's holes are not
-    /// counted.
+    /// Guest memory that was given as explicit zeros, where the base of a diff has others. A full dump's holes are
+    /// not counted.
     pub zeros: Bytes,
     /// Disk space that the new layer takes.
     pub written: Bytes,
@@ -44,7 +45,7 @@ pub struct Imported {
 pub(super) fn import_full(path: &Path, guest_size: Bytes, dir: &LayerDir) -> Result<Imported, MemoryError> {
     let pages = pages_of(guest_size.get()).ok_or(MemoryError::GuestSize { size: guest_size })?;
     let dump = Dump::open(path, guest_size.get(), dir)?;
-    let (mut runs, mut sums, mut zeros) = (Runs::default(), BlockSummer::new(), 0);
+    let (mut runs, mut sums, mut data, mut zeros) = (Runs::default(), BlockSummer::new(), 0, 0);
     dump.scan(|offset, chunk| {
         sums.zeros(offset - sums.length());
         sums.data(chunk);
@@ -56,6 +57,7 @@ pub(super) fn import_full(path: &Path, guest_size: Bytes, dir: &LayerDir) -> Res
                     dump.punch(first..first + len)?;
                 }
             } else {
+                data += len;
                 let page = (first / PAGE_SIZE) as u32;
                 let place = Place::Layer { layer: 0, page };
                 runs.push(Extent { first: page, pages: (len / PAGE_SIZE) as u32, place });
@@ -64,93 +66,51 @@ pub(super) fn import_full(path: &Path, guest_size: Bytes, dir: &LayerDir) -> Res
         Ok(())
     })?;
     sums.zeros(guest_size.get() - sums.length());
-    let map = ExtentMap::zero(pages).overlaid(runs.as_slice());
-    let data = Bytes(map.data_bytes());
-    if data == Bytes(0) {
+    let (mut layer, mut written) = (None, Bytes(0));
+    if data == 0 {
         fs::remove_file(path).map_err(MemoryError::io("remove the empty dump", path))?;
-        let image = MemoryImage::new(dir.clone(), Content { layers: Vec::new(), map, flat: false });
-        return Ok(Imported { image, data, zeros: Bytes(zeros), written: Bytes(0) });
+    } else {
+        let named = name_dump(dump, sums, dir)?;
+        written = Bytes(named.allocated().map_err(MemoryError::io("look at the new layer in", dir.path()))?);
+        layer = Some(named);
     }
+    let image = MemoryImage::new(dir.clone(), Content::full(layer, pages, &runs));
+    Ok(Imported { image, data: Bytes(data), zeros: Bytes(zeros), written })
+}
+
+/// Turns a dump, as it lies, into a layer.
+fn name_dump(dump: Dump, sums: BlockSummer, dir: &LayerDir) -> Result<Layer, MemoryError> {
+    let before = dump.file.metadata().map_err(MemoryError::io("look at the dump", &dump.path))?;
+    protect(&dump.file, &dump.path)?;
     let sums = sums.finish();
-    protect(&dump.file, path)?;
-    let record = publish(new_id()?, &sums, dir, |to| dump.rename(to))?;
-    let written = dump.allocated()?;
-    let layer = Layer::new(record, dir.layer_path(record.id), dump.file, sums);
-    let image = MemoryImage::new(dir.clone(), Content { layers: vec![Arc::new(layer)], map, flat: true });
-    Ok(Imported { image, data, zeros: Bytes(zeros), written })
+    let named = new_id().and_then(|id| {
+        publish(id, &sums, dir, |to| {
+            dump.rename(to)?;
+            fault::point("storage.layer.published")
+                .map_err(MemoryError::io("turn the dump into the layer", to))
+        })
+    });
+    // A dump that stays one can be imported again only if it can be opened for writing.
+    let record = named.inspect_err(|_| drop(dump.file.set_permissions(before.permissions())))?;
+    Ok(Layer::new(record, dir.layer_path(record.id), dump.file, sums))
 }
 
 pub(super) fn import_diff(base: &MemoryImage, path: &Path) -> Result<Imported, MemoryError> {
-    if base.layers().len() >= MAX_LAYERS {
-        return Err(MemoryError::TooManyLayers { limit: MAX_LAYERS });
-    }
-    let dir = base.layer_dir();
-    let dump = Dump::open(path, base.guest_size().get(), dir)?;
+    let mut writer = base.write_diff()?;
+    let dump = Dump::open(path, base.guest_size().get(), base.layer_dir())?;
     dump.settle_holes()?;
-    let mut layers = base.layers().to_vec();
-    let new = layers.len() as u32;
-    let (mut runs, mut zeros, mut packed) = (Runs::default(), 0, None);
     let (reader, mut before) = (base.reader(), Vec::new());
     dump.scan(|offset, chunk| {
         before.resize(chunk.len(), 0);
         // What of the base cannot be read is not compared but stored: the new image does not need it any more.
         let comparable = reader.read(offset, &mut before).is_ok();
-        let changes = page_runs(chunk.len(), |page| match &chunk[page.clone()] {
-            now if comparable && *now == before[page] => None,
-            now => Some(Change { to_zero: is_zero(now) }),
-        });
-        for (change, run) in changes {
-            let Some(Change { to_zero }) = change else { continue };
-            let first = ((offset + run.start as u64) / PAGE_SIZE) as u32;
-            let pages = (run.len() / PAGE) as u32;
-            let place = if to_zero {
-                zeros += run.len() as u64;
-                Place::Zero
-            } else {
-                let packed = match &mut packed {
-                    Some(packed) => packed,
-                    none => none.insert(PackedLayer::create(dir)?),
-                };
-                Place::Layer { layer: new, page: packed.append(&chunk[run])? }
-            };
-            runs.push(Extent { first, pages, place });
+        let same = |page: std::ops::Range<usize>| comparable && chunk[page.clone()] == before[page];
+        for (same, run) in page_runs(chunk.len(), same) {
+            if !same {
+                writer.put(offset + run.start as u64, &chunk[run])?;
+            }
         }
         Ok(())
     })?;
-    let (mut data, mut written) = (0, 0);
-    if let Some(packed) = packed {
-        let layer = packed.finish(dir)?;
-        data = layer.record().length;
-        written = layer.allocated().map_err(MemoryError::io("look at the new layer in", dir.path()))?;
-        layers.push(Arc::new(layer));
-    }
-    let (layers, map) = drop_unused(layers, base.map().overlaid(runs.as_slice()));
-    // Once zeros were laid over it, a dump no longer holds what the image says: it must not be mapped any
-    // more.
-    let flat = base.is_flat() && runs.as_slice().is_empty();
-    let image = MemoryImage::new(dir.clone(), Content { layers, map, flat });
-    Ok(Imported { image, data: Bytes(data), zeros: Bytes(zeros), written: Bytes(written) })
-}
-
-/// How a page of a dump differs from the base's.
-#[derive(PartialEq)]
-struct Change {
-    to_zero: bool,
-}
-
-/// Leaves out the layers of which nothing shows any more.
-fn drop_unused(layers: Vec<Arc<Layer>>, mut map: ExtentMap) -> (Vec<Arc<Layer>>, ExtentMap) {
-    let used = map.layers_used(layers.len());
-    let mut next = 0;
-    let numbers: Vec<u32> = used
-        .iter()
-        .map(|used| {
-            let number = next;
-            next += u32::from(*used);
-            number
-        })
-        .collect();
-    map.renumber(&numbers);
-    let layers = layers.into_iter().zip(used).filter_map(|(layer, used)| used.then_some(layer)).collect();
-    (layers, map)
+    writer.finish()
 }

@@ -66,6 +66,12 @@ impl Layer {
         Self { record, path, file, sums, checked: (0..words).map(|_| AtomicU64::new(0)).collect() }
     }
 
+    /// The same layer with no block checked yet.
+    pub(super) fn unchecked(&self) -> Result<Self, MemoryError> {
+        let file = self.file.try_clone().map_err(MemoryError::io("open anew", &self.path))?;
+        Ok(Self::new(self.record, self.path.clone(), file, self.sums.clone()))
+    }
+
     pub(super) fn record(&self) -> &LayerRecord {
         &self.record
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use wrenn_base::Bytes;
+use wrenn_base::{Bytes, fault};
 
 use super::error::MemoryError;
 use crate::durable;
@@ -100,7 +100,8 @@ impl LayerDir {
         Ok(ids)
     }
 
-    /// Removes every layer that is not in `keep` and returns the disk space this freed.
+    /// Removes every layer that is not in `keep` and returns the disk space this freed: none for layers that other
+    /// directories share.
     ///
     /// `keep` has to name the layers of every image that uses the directory, of those included that are being
     /// imported at this moment: hold imports off while collecting. Readers that are open keep their layers'
@@ -113,18 +114,28 @@ impl LayerDir {
         let mut freed = 0;
         for id in self.list()?.difference(keep) {
             for path in [self.layer_path(*id), self.sums_path(*id)] {
-                freed += fs::symlink_metadata(&path).map_or(0, |found| found.blocks() * 512);
-                match fs::remove_file(&path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                        return Err(MemoryError::io("remove the unused layer file", &path)(e));
-                    }
-                    _ => {}
-                }
+                let removed = remove_file(&path);
+                freed += removed.map_err(MemoryError::io("remove the unused layer file", &path))?;
             }
         }
         durable::sync_dir(&self.path).map_err(MemoryError::io("sync the layer directory", &self.path))?;
         Ok(Bytes(freed))
     }
+}
+
+/// Removes a file that may be gone, and returns the disk space that only this name of it held.
+fn remove_file(path: &Path) -> io::Result<u64> {
+    let found = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        result => result?,
+    };
+    fault::point("storage.layer.remove")?;
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        result => result?,
+    }
+    fault::point("storage.layer.removed")?;
+    Ok(if found.nlink() == 1 { found.blocks() * 512 } else { 0 })
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ impl Header {
 }
 
 /// The number of pages of a guest of `size` bytes, where such a guest can be.
-pub(super) fn pages_of(size: u64) -> Option<u32> {
+pub(crate) fn pages_of(size: u64) -> Option<u32> {
     let pages = size / PAGE_SIZE;
     (size.is_multiple_of(PAGE_SIZE) && (1..=MAX_PAGES).contains(&pages)).then_some(pages as u32)
 }

@@ -7,6 +7,8 @@
 //! - A full dump becomes a *flat* layer where it lies: a rename, and holes punched where it was zero at
 //!   length. Offsets in the layer are guest offsets, so the file can also be mapped as it is.
 //! - A diff dump becomes a *packed* layer: the pages that differ from the base and are not zero, back to back.
+//! - Without a dump, an [`ImageWriter`] makes the same two kinds of layers of pages as they are read from a guest.
+//! - [`MemoryImage::compact`] merges a chain of layers into one flat one.
 //! - The manifest of a diff is flattened: a lookup is one binary search however many generations there are.
 //!
 //! Invariants:
@@ -21,23 +23,32 @@
 //! - Manifests and layers are untrusted input: every count is bounded before it is believed, and a damaged
 //!   file is a typed error, never a panic and never other content.
 
+mod compact;
 mod dump;
 mod error;
 mod extents;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+mod identity;
 mod image;
 mod import;
 mod layer;
 mod layers;
 mod manifest;
-mod packed;
 mod reader;
+mod share;
+mod staged;
 mod sums;
+mod writer;
 
 pub use error::MemoryError;
+pub use identity::ImageIdentity;
 pub use image::{ImageUsage, MemoryImage};
 pub use import::Imported;
 pub use layers::{LayerDir, LayerId};
+pub(crate) use manifest::pages_of;
 pub use reader::{MemoryReader, MemoryRun, RunKind};
+pub use writer::ImageWriter;
 
 /// The unit of a memory image: x86-64's base page.
 pub const PAGE_SIZE: u64 = 4096;

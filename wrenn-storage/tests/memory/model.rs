@@ -1,11 +1,13 @@
-//! A guest's memory as a plain vector, and the dumps a monitor would write of it.
+//! A guest's memory as a plain vector, the dumps a monitor would write of it, and the images that are made of it.
+#![allow(dead_code, reason = "each test program uses its own part")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use wrenn_base::Bytes;
-use wrenn_storage::{Imported, LayerDir, MemoryImage, RunKind};
+use wrenn_storage::{Imported, LayerDir, MemoryImage, RunKind, durable};
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -78,6 +80,37 @@ impl Guest {
         }
     }
 
+    /// The whole memory through a writer, in pieces of `step` pages of which those that are zero and for which `left_out`
+    /// says so are not given at all.
+    pub(crate) fn put_full(
+        &self,
+        layers: &LayerDir,
+        step: usize,
+        left_out: impl Fn(usize) -> bool,
+    ) -> Imported {
+        let mut writer = MemoryImage::write_full(self.size(), layers).unwrap();
+        for (piece, pages) in self.0.chunks(step * PAGE).enumerate() {
+            if !(left_out(piece) && pages.iter().all(|byte| *byte == 0)) {
+                writer.put((piece * step * PAGE) as u64, pages).unwrap();
+            }
+        }
+        writer.finish().unwrap()
+    }
+
+    /// Exactly `pages` through a writer over `base`, in runs of at most `step` pages.
+    pub(crate) fn put_diff(&self, base: &MemoryImage, pages: &BTreeSet<usize>, step: usize) -> Imported {
+        let mut writer = base.write_diff().unwrap();
+        let (pages, mut next) = (pages.iter().copied().collect::<Vec<_>>(), 0);
+        while next < pages.len() {
+            let first = pages[next];
+            let run = pages[next..].iter().zip(first..).take_while(|(page, expected)| *page == expected);
+            let run = run.count().min(step);
+            writer.put((first * PAGE) as u64, &self.0[first * PAGE..(first + run) * PAGE]).unwrap();
+            next += run;
+        }
+        writer.finish().unwrap()
+    }
+
     /// Panics where `image` is not exactly this memory, by every way of reading it.
     pub(crate) fn check(&self, image: &MemoryImage) {
         let reader = image.reader();
@@ -112,6 +145,13 @@ impl Guest {
     }
 }
 
+/// The names in a directory that a writer left staged.
+pub(crate) fn staged(dir: &Path) -> Vec<String> {
+    let names =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(durable::STAGING_PREFIX)).collect()
+}
+
 /// A directory with layers and room for dumps and manifests.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
@@ -131,6 +171,19 @@ impl Place {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Writes a diff of exactly the pages that `writes` are about, after they happened to `guest`.
+    pub(crate) fn put_diff(
+        &self,
+        base: &MemoryImage,
+        guest: &mut Guest,
+        writes: &[(usize, Write)],
+    ) -> Imported {
+        for (page, write) in writes {
+            guest.apply(*page, *write);
+        }
+        guest.put_diff(base, &writes.iter().map(|(page, _)| *page).collect(), 7)
     }
 
     pub(crate) fn full(&self, guest: &Guest) -> Imported {

@@ -1,10 +1,11 @@
 //! Random generations against the model.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use wrenn_storage::{MemoryError, MemoryImage};
+use wrenn_storage::{LayerDir, MemoryError, MemoryImage};
 
 use super::model::{Guest, PAGE, Place, Write};
 
@@ -27,6 +28,119 @@ fn generation() -> impl Strategy<Value = Vec<(usize, Write)>> {
         };
         runs.into_iter().flat_map(pages).collect()
     })
+}
+
+/// What happens to an image.
+#[derive(Debug, Clone)]
+enum Step {
+    /// The guest runs, and a diff is written in runs of at most so many pages.
+    Write(Vec<(usize, Write)>, usize),
+    /// As above, by a diff dump.
+    Import(Vec<(usize, Write)>),
+    /// Everything is written anew.
+    WriteFull(usize),
+    /// The layers are merged.
+    Compact,
+    /// Merging is given up at once.
+    CancelCompact,
+    /// Another directory takes over; the old one is deleted.
+    Link,
+    /// Saved and opened by somebody else.
+    Reopen,
+    /// What is not used goes.
+    Retain,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (generation(), 1..30usize).prop_map(|(writes, step)| Step::Write(writes, step)),
+        2 => generation().prop_map(Step::Import),
+        1 => (1..50usize).prop_map(Step::WriteFull),
+        1 => Just(Step::Compact),
+        1 => Just(Step::CancelCompact),
+        1 => Just(Step::Link),
+        2 => Just(Step::Reopen),
+        1 => Just(Step::Retain),
+    ]
+}
+
+/// An image on its way through steps, with the model beside it.
+struct Journey {
+    place: Place,
+    guest: Guest,
+    image: MemoryImage,
+    directories: usize,
+}
+
+impl Journey {
+    fn take(&mut self, step: Step) {
+        let (place, before) = (&self.place, self.image.clone());
+        let held = self.guest.clone();
+        self.image = match step {
+            Step::Write(writes, step) => {
+                for (page, write) in &writes {
+                    self.guest.apply(*page, *write);
+                }
+                self.guest.put_diff(&before, &writes.iter().map(|(page, _)| *page).collect(), step).image
+            }
+            Step::Import(writes) => place.diff(&before, &mut self.guest, &writes).image,
+            Step::WriteFull(step) => self.guest.put_full(&place.layers, step, |piece| piece % 2 == 0).image,
+            Step::Compact => before.compact(|_| ControlFlow::Continue(())).unwrap().image,
+            Step::CancelCompact => match before.compact(|_| ControlFlow::Break(())) {
+                // There was nothing to copy.
+                Ok(merged) => merged.image,
+                Err(MemoryError::Cancelled) => before.clone(),
+                Err(other) => panic!("{other}"),
+            },
+            Step::Link => return self.link(),
+            Step::Reopen => {
+                before.save(&place.path("memory")).unwrap();
+                let opened = MemoryImage::open(&place.path("memory"), &place.layers).unwrap();
+                assert_eq!(opened.identity(), before.identity());
+                opened
+            }
+            Step::Retain => {
+                place.layers.retain(&before.layers_in_use()).unwrap();
+                assert_eq!(place.layers.list().unwrap(), before.layers_in_use());
+                before.clone()
+            }
+        };
+        held.check(&before);
+    }
+
+    fn link(&mut self) {
+        self.directories += 1;
+        let next = LayerDir::open(self.place.path(&format!("layers{}", self.directories))).unwrap();
+        self.image = self.image.link_into(&next).unwrap();
+        std::fs::remove_dir_all(self.place.layers.path()).unwrap();
+        self.place.layers = next;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_to_an_image_it_is_the_guests_memory(
+        start in generation(),
+        steps in vec(step(), 1..16),
+    ) {
+        let place = Place::below(std::path::Path::new("/dev/shm"));
+        let mut guest = Guest::new(PAGES);
+        for (page, write) in start {
+            guest.apply(page, write);
+        }
+        let image = guest.put_full(&place.layers, 9, |_| true).image;
+        guest.check(&image);
+        let mut journey = Journey { place, guest, image, directories: 0 };
+        for step in steps {
+            journey.take(step);
+            journey.guest.check(&journey.image);
+        }
+        journey.image.verify().unwrap();
+        let usage = journey.image.usage().unwrap();
+        prop_assert!(usage.extents <= PAGES && usage.layers <= usage.extents);
+    }
 }
 
 proptest! {
