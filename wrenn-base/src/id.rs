@@ -97,58 +97,75 @@ random_id! {
     HostId, "host id", 6
 }
 
-/// The name of a registered image: `^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$` without `..`.
-///
-/// It becomes a directory's name, which is why nothing else is let in.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ImageName(String);
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        ///
+        /// It follows `^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$` and has no `..`: it becomes a directory's name, which is why
+        /// nothing else is let in.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
 
-impl ImageName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for ImageName {
-    type Err = InvalidId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        let valid = (1..=64).contains(&text.len())
-            && text.as_bytes()[0].is_ascii_alphanumeric()
-            && text.bytes().all(allowed)
-            && !text.contains("..");
-        if !valid {
-            return Err(InvalidId {
-                kind: "image name",
-                rule: "it is 1 to 64 letters, digits, '.', '_' and '-', begins with a letter or digit, and has no '..'",
-                text: clip(text),
-            });
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-        Ok(Self(text.to_owned()))
-    }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                match is_name(text) {
+                    true => Ok(Self(text.to_owned())),
+                    false => Err(InvalidId { kind: $kind, rule: NAME_RULE, text: clip(text) }),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl TryFrom<String> for ImageName {
-    type Error = InvalidId;
-
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        text.parse()
-    }
+name! {
+    /// The name of a registered image.
+    ImageName, "image name"
 }
 
-impl From<ImageName> for String {
-    fn from(name: ImageName) -> String {
-        name.0
-    }
+name! {
+    /// The name of a template: a snapshot that sandboxes are made from.
+    TemplateName, "template name"
 }
 
-impl fmt::Display for ImageName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+const NAME_RULE: &str =
+    "it is 1 to 64 letters, digits, '.', '_' and '-', begins with a letter or digit, and has no '..'";
+
+fn is_name(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=64).contains(&text.len())
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text.bytes().all(allowed)
+        && !text.contains("..")
 }
 
 /// Keeps an error message short whatever it was given.
@@ -192,13 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn image_names_follow_the_allow_list() {
+    fn names_follow_the_allow_list() {
         for text in ["debian", "Debian-12", "a", "0.1_x", &"a".repeat(64)] {
             assert!(text.parse::<ImageName>().is_ok(), "{text}");
+            assert!(text.parse::<TemplateName>().is_ok(), "{text}");
         }
         for text in ["", ".", "..", "../etc", "a/b", "a..b", "-a", "_a", "ä", "a b", "a\0", &"a".repeat(65)]
         {
             assert!(text.parse::<ImageName>().is_err(), "{text:?}");
+            let refused = text.parse::<TemplateName>().unwrap_err();
+            assert_eq!(refused.kind, "template name");
         }
     }
 

@@ -10,7 +10,7 @@ mod reaper;
 mod undo;
 mod units;
 
-pub use id::{HostId, ImageName, InvalidId, SandboxId};
+pub use id::{HostId, ImageName, InvalidId, SandboxId, TemplateName};
 pub use reaper::Reaper;
 pub use undo::{BoxError, Deadline, StepId, UndoFailure, UndoList};
 pub use units::{Bytes, MiB};

@@ -1,33 +1,34 @@
 //! Building a machine, step by step, each with its undo.
 //!
 //! Things are made in the reverse of the order in which they must go: directories, disk, network slot, fault
-//! server, monitor. The monitor is thus collected before its disk and its network go, and before the fault server
+//! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network go, and before the fault server
 //! stops, so that it never hangs in a page fault nobody serves.
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_base::{SandboxId, StepId, UndoList};
 use wrenn_net::{GuestNet, NetError, Slot, SlotSpec};
-use wrenn_storage::{Digest, DiskSpec, GuestFiles, Image, MemoryImage, RootDisk, clone_file};
-use wrenn_uffd::{FaultServer, FaultServerOptions};
+use wrenn_storage::{Digest, DiskSpec, GuestFiles, Image, RootDisk, clone_file};
 use wrenn_vmm::api::{
-    BootSource, CacheType, Drive, EntropyDevice, MachineConfig, MemBackend, MemBackendType, NetworkInterface,
-    SnapshotLoad,
+    BootSource, CacheType, CachedLoad, Drive, EntropyDevice, MachineConfig, MemBackend, MemBackendType,
+    NetworkInterface, SnapshotLoad,
 };
-use wrenn_vmm::{DiskMount, Killer, MonitorProcess, MonitorSpec, ROOT_DISK_PATH};
+use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec, ROOT_DISK_PATH};
 
 use crate::error::Cause;
 use crate::host::HostInner;
 use crate::layout::SandboxDirs;
-use crate::machine::{Live, Paging, RestorePoint};
+use crate::machine::Live;
+use crate::paging::{Paging, Reserved};
 use crate::preflight;
-use crate::source::ImagePages;
+use crate::restore::{RestoreMode, RestoreOptions};
 use crate::spec::SandboxSpec;
-use crate::step::{building, unless_missing};
+use crate::step::{blocking, building, checkpoint, unless_missing};
+use crate::stored::{DISK, STATE, Stored};
 
 /// How long the monitor's API may take to come up.
 const API_LIMIT: Duration = Duration::from_secs(20);
@@ -73,48 +74,117 @@ impl Assembly {
         self.run_dir().await?;
         let disk = self.disk(image, None).await?;
         let slot = self.network().await?;
-        let monitor = self.monitor(&disk, &slot).await?;
-        configure(&monitor, &self.identity, &guest, &slot).await?;
+        let (monitor, reads_memory) = self.monitor(&disk, &slot).await?;
+        configure(&monitor, &self.identity, &guest, &slot, !reads_memory).await?;
         monitor.client().start_instance().await?;
-        let live = self.live(monitor, disk, digest, slot, None);
-        live.greet_agent().await?;
+        let parts = Parts { monitor, disk, image: digest, slot, reads_memory };
+        let live = self.live(parts, None, false);
+        live.greet_agent(&self.identity.token).await?;
         Ok(live)
     }
 
-    pub(crate) async fn restore(&mut self, point: RestorePoint) -> Result<Live, Cause> {
+    /// Takes over the snapshot of another sandbox: its layers become this one's too.
+    pub(crate) async fn adopt(&mut self, stored: &Stored) -> Result<Stored, Cause> {
+        self.data_dir().await?;
+        checkpoint("spawn.data-made")?;
+        let (store, stored) = (self.identity.dirs.store.clone(), stored.clone());
+        let memory = blocking(move || {
+            let memory = stored.memory.link_into(&store.open_layers()?)?;
+            Ok::<_, Cause>(Stored { memory, ..stored })
+        })
+        .await?;
+        checkpoint("spawn.layers-linked")?;
+        Ok(memory)
+    }
+
+    pub(crate) async fn restore(&mut self, from: &Stored, options: RestoreOptions) -> Result<Live, Cause> {
         preflight::kvm()?;
         preflight::userfaultfd()?;
         self.claim()?;
         let image = self.host.images.get(&self.identity.spec.image)?;
-        if image.digest != point.image {
+        if image.digest != from.record.image {
             let Identity { id, spec, .. } = self.identity.clone();
-            return Err(Cause::OtherImage {
-                id,
-                image: spec.image,
-                expected: point.image,
-                found: image.digest,
-            });
+            let expected = from.record.image.clone();
+            return Err(Cause::OtherImage { id, image: spec.image, expected, found: image.digest });
         }
-        self.run_dir().await?;
-        let disk = self.disk(image, Some(point.disk)).await?;
-        let slot = self.network().await?;
-        let paging = self.paging(&point.memory).await?;
-        let monitor = self.monitor(&disk, &slot).await?;
-        let _ = paging.killer.set(monitor.killer());
-        let live = self.live(monitor, disk, point.image, slot, Some(paging));
-        let load = SnapshotLoad {
-            snapshot_path: point.state,
-            mem_backend: Some(MemBackend {
-                backend_type: MemBackendType::Uffd,
-                backend_path: self.identity.dirs.fault_socket(),
-            }),
-            track_dirty_pages: true,
-            resume_vm: true,
-            ..SnapshotLoad::default()
-        };
-        live.while_alive(async { Ok(live.monitor.client().load_snapshot(&load).await?) }).await?;
-        live.greet_agent().await?;
+        // Reading whole files takes longer than making all the rest, so it goes on beside that; the guest does not run
+        // before it is done.
+        let stored = from.clone();
+        let verified = blocking(move || stored.verify());
+        let (verified, ready) = tokio::join!(verified, self.restore_parts(image, from));
+        verified?;
+        let (parts, fault_server) = ready?;
+        let paging = self.load(&parts, from, options, fault_server).await?;
+        checkpoint("resume.loaded")?;
+        let live = self.live(parts, paging, true);
+        live.greet_agent(&from.record.token).await?;
+        checkpoint("resume.greeted")?;
         Ok(live)
+    }
+
+    /// Everything that a machine stands on but its memory.
+    async fn restore_parts(&mut self, image: Image, from: &Stored) -> Result<(Parts, Reserved), Cause> {
+        self.run_dir().await?;
+        checkpoint("resume.run-dir")?;
+        let disk = self.disk(image, Some(from.file(DISK))).await?;
+        checkpoint("resume.disk")?;
+        let slot = self.network().await?;
+        checkpoint("resume.network")?;
+        let fault_server = Reserved::new(&mut self.undo);
+        let (monitor, reads_memory) = self.monitor(&disk, &slot).await?;
+        checkpoint("resume.monitor")?;
+        let parts = Parts { monitor, disk, image: from.record.image.clone(), slot, reads_memory };
+        Ok((parts, fault_server))
+    }
+
+    /// Has the monitor load the snapshot and run it.
+    async fn load(
+        &mut self,
+        parts: &Parts,
+        from: &Stored,
+        options: RestoreOptions,
+        fault_server: Reserved,
+    ) -> Result<Option<Paging>, Cause> {
+        let mut paging = None;
+        let state = from.file(STATE);
+        let backend = match options.mode {
+            RestoreMode::File => {
+                let layers = from.memory.layers_in_use().len();
+                let flat = from.memory.flat_layer();
+                flat.ok_or_else(|| Cause::NotOneLayer { id: from.record.id.clone(), layers })?
+            }
+            RestoreMode::Uffd => {
+                let socket = self.identity.dirs.fault_socket();
+                let (host, from, shared) = (Arc::clone(&self.host), from.clone(), parts.reads_memory);
+                let end = (socket.clone(), parts.monitor.killer());
+                let start = move || fault_server.start(&host, &from, options, shared, end);
+                paging = Some(blocking(start).await?);
+                socket
+            }
+        };
+        checkpoint("resume.fault-server")?;
+        let client = parts.monitor.client();
+        let load = async {
+            match (options.mode, parts.reads_memory) {
+                (RestoreMode::Uffd, true) => {
+                    let load = CachedLoad {
+                        snapshot_path: state,
+                        cache_socket: backend,
+                        resume_vm: true,
+                        network_overrides: Vec::new(),
+                    };
+                    client.load_cached(&load).await
+                }
+                (mode, reads_memory) => client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await,
+            }
+        };
+        let result = load.await;
+        // Of a fault server that failed the monitor knows only that it is gone.
+        let failure = paging.as_ref().and_then(Paging::failure).cloned();
+        match (result, failure) {
+            (Err(_), Some(source)) => Err(Cause::Paging { id: self.identity.id.clone(), source }),
+            (result, _) => Ok(result.map(|()| paging)?),
+        }
     }
 
     fn claim(&mut self) -> Result<(), Cause> {
@@ -123,7 +193,7 @@ impl Assembly {
 
     /// The directory of a new sandbox's durable data.
     async fn data_dir(&mut self) -> Result<(), Cause> {
-        let dir = self.identity.dirs.data().to_owned();
+        let dir = self.identity.dirs.store.path().to_owned();
         self.data_step = Some(self.directory("the sandbox's data directory", dir).await?);
         Ok(())
     }
@@ -180,29 +250,8 @@ impl Assembly {
         .await
     }
 
-    /// The fault server for `memory`. What ends it early ends the guest too.
-    async fn paging(&mut self, memory: &MemoryImage) -> Result<Paging, Cause> {
-        let pages = ImagePages(memory.reader());
-        let socket = self.identity.dirs.fault_socket();
-        let (failure, killer) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::<Killer>::new()));
-        let (report, end) = (Arc::clone(&failure), Arc::clone(&killer));
-        let on_failure = move |error| {
-            let _ = report.set(error);
-            if let Some(killer) = end.get() {
-                killer.kill();
-            }
-        };
-        let options =
-            FaultServerOptions { on_failure: Some(Box::new(on_failure)), ..FaultServerOptions::default() };
-        let reaper = self.host.reaper.clone();
-        let server = building(&mut self.undo, &reaper, move |undo| {
-            FaultServer::bind(&socket, Arc::new(pages), options, undo)
-        })
-        .await?;
-        Ok(Paging { server, failure, killer })
-    }
-
-    async fn monitor(&mut self, disk: &RootDisk, slot: &Slot) -> Result<MonitorProcess, Cause> {
+    /// The monitor, and whether it lets guest memory be read.
+    async fn monitor(&mut self, disk: &RootDisk, slot: &Slot) -> Result<(MonitorProcess, bool), Cause> {
         let dirs = &self.identity.dirs;
         let id = self.identity.id.clone();
         let mut spec = MonitorSpec::new(self.host.monitor.clone(), id, dirs.api_socket(), dirs.console());
@@ -212,19 +261,40 @@ impl Assembly {
         let monitor =
             building(&mut self.undo, &reaper, move |undo| MonitorProcess::spawn(spec, undo)).await?;
         monitor.wait_ready(API_LIMIT).await?;
-        Ok(monitor)
+        let reads_memory = monitor.client().extensions().await?.is_some_and(|offered| offered.version >= 1);
+        Ok((monitor, reads_memory))
     }
 
-    fn live(
-        &self,
-        monitor: MonitorProcess,
-        disk: RootDisk,
-        image: Digest,
-        slot: Slot,
-        paging: Option<Paging>,
-    ) -> Live {
+    fn live(&self, parts: Parts, paging: Option<Paging>, restored: bool) -> Live {
+        let Parts { monitor, disk, image, slot, reads_memory } = parts;
         let agent = agent_client(slot, &self.identity.token);
-        Live { identity: self.identity.clone(), monitor, disk, image, agent, paging }
+        Live { identity: self.identity.clone(), monitor, disk, image, agent, paging, restored, reads_memory }
+    }
+}
+
+/// What a machine stands on.
+struct Parts {
+    monitor: MonitorProcess,
+    disk: RootDisk,
+    /// The image under the disk.
+    image: Digest,
+    slot: Slot,
+    reads_memory: bool,
+}
+
+/// Firecracker's own way of loading a snapshot.
+fn snapshot_load(state: PathBuf, mode: RestoreMode, backend_path: PathBuf, reads_memory: bool) -> SnapshotLoad {
+    let backend_type = match mode {
+        RestoreMode::Uffd => MemBackendType::Uffd,
+        RestoreMode::File => MemBackendType::File,
+    };
+    SnapshotLoad {
+        snapshot_path: state,
+        mem_backend: Some(MemBackend { backend_type, backend_path }),
+        // Without it a diff of such a monitor would hold everything resident.
+        track_dirty_pages: !reads_memory,
+        resume_vm: true,
+        ..SnapshotLoad::default()
     }
 }
 
@@ -234,6 +304,7 @@ async fn configure(
     identity: &Identity,
     guest: &GuestFiles,
     slot: &Slot,
+    track_dirty_pages: bool,
 ) -> Result<(), Cause> {
     let SandboxSpec { vcpus, memory, .. } = &identity.spec;
     let client = monitor.client();
@@ -241,8 +312,7 @@ async fn configure(
         .put_machine_config(&MachineConfig {
             vcpu_count: *vcpus,
             mem_size_mib: memory.0 as usize,
-            // Without it a diff snapshot would hold everything resident.
-            track_dirty_pages: true,
+            track_dirty_pages,
             ..MachineConfig::default()
         })
         .await?;

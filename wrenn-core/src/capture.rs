@@ -1,77 +1,46 @@
-//! Capturing a paused guest: machine state, memory and disk, committed as one snapshot.
+//! Capturing a paused guest for good: machine state, memory and disk, committed as one snapshot.
 //!
 //! The order keeps two promises. Until the snapshot is committed nothing is lost that the guest needs to run on,
 //! so every failure ends with the guest running. And once it is committed, the guest never runs again on this
 //! disk, so the snapshot's three parts belong to one instant.
 //!
 //! ```text
-//! stop the vCPUs -> state and memory dump -> memory image -> disk synced and linked -> commit
+//! stop the vCPUs -> state and memory -> memory image -> disk synced and linked -> commit
 //!       \_______________ any failure: remove what was staged, start the vCPUs _________/
 //! ```
+//!
+//! [`running`](crate::running) captures a guest that then goes on.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use wrenn_agent_api::AccessToken;
-use wrenn_base::{Bytes, SandboxId};
-use wrenn_storage::{Digest, Imported, MemoryImage, Snapshot, StagedSnapshot};
-use wrenn_vmm::api::{SnapshotCreate, SnapshotType};
+use wrenn_base::Bytes;
+use wrenn_storage::{MemoryImage, StagedSnapshot};
 
 use crate::error::Cause;
-use crate::layout::SandboxDirs;
+use crate::layout::StoreDir;
 use crate::machine::Live;
-use crate::spec::SandboxSpec;
-use crate::step::blocking;
-
-pub(crate) const STATE: &str = "vmstate";
-pub(crate) const MEMORY: &str = "memory.manifest";
-pub(crate) const DISK: &str = "disk.cow";
-const DUMP: &str = "memory.dump";
-
-/// Whether a snapshot wrote the whole of the guest's memory or what changed since the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum SnapshotKind {
-    /// The whole memory, zero pages left out.
-    Full,
-    /// The pages written since the snapshot that the guest was resumed from.
-    Diff,
-}
-
-/// What a snapshot remembers beside its files.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) id: SandboxId,
-    pub(crate) spec: SandboxSpec,
-    /// The root image: the disk's changes fit no other.
-    pub(crate) image: Digest,
-    pub(crate) token: AccessToken,
-    pub(crate) kind: SnapshotKind,
-    pub(crate) memory_written: Bytes,
-}
-
-/// A committed snapshot with its memory image.
-pub(crate) struct Captured {
-    pub(crate) snapshot: Snapshot,
-    pub(crate) memory: MemoryImage,
-    pub(crate) record: Record,
-}
+use crate::memory::{self, Saved};
+use crate::step::{blocking, checkpoint};
+use crate::stored::{DISK, MEMORY, Record, STATE, SnapshotKind, Stored, WORKING_SET};
 
 /// Captures the guest as generation `generation`: a diff on `base`, or everything where there is none.
 ///
-/// On success the guest is stopped for good. On failure its vCPUs run again, if they still can; what was staged is
-/// gone; and the next capture must be a full one, because the monitor may have forgotten which pages are dirty.
+/// On success the guest is stopped for good. On failure its vCPUs run again, if they still can, and what was staged is
+/// gone; a monitor that logs which pages are dirty may have forgotten some of them.
 pub(crate) async fn capture(
-    live: &Live,
-    base: Option<&MemoryImage>,
+    live: &Arc<Live>,
+    base: Option<&Stored>,
+    memory: Option<MemoryImage>,
     generation: u64,
-) -> Result<Captured, Cause> {
-    let store = live.identity.dirs.snapshots();
+) -> Result<Stored, Cause> {
+    let store = live.identity.dirs.store.snapshots();
     let staged = blocking(move || store.stage(generation)).await?;
+    checkpoint("pause.staged")?;
     let result = match live.while_alive(async { Ok(live.monitor.client().pause().await?) }).await {
-        Ok(()) => write(live, base, staged).await,
+        Ok(()) => write(live, base, memory, staged).await,
         Err(cause) => Err(cause),
     };
     if result.is_err() {
@@ -83,55 +52,62 @@ pub(crate) async fn capture(
     result
 }
 
-async fn write(live: &Live, base: Option<&MemoryImage>, staged: StagedSnapshot) -> Result<Captured, Cause> {
-    let kind = if base.is_some() { SnapshotKind::Diff } else { SnapshotKind::Full };
-    let request = SnapshotCreate {
-        snapshot_type: match kind {
-            SnapshotKind::Full => SnapshotType::Full,
-            SnapshotKind::Diff => SnapshotType::Diff,
-        },
-        snapshot_path: staged.file(STATE),
-        mem_file_path: staged.file(DUMP),
-    };
-    live.while_alive(async { Ok(live.monitor.client().create_snapshot(&request).await?) }).await?;
-    let (identity, image) = (live.identity.clone(), live.image.clone());
-    let (base, device, cow) = (base.cloned(), live.disk.device().to_owned(), live.disk.cow().to_owned());
+async fn write(
+    live: &Arc<Live>,
+    base: Option<&Stored>,
+    memory: Option<MemoryImage>,
+    staged: StagedSnapshot,
+) -> Result<Stored, Cause> {
+    checkpoint("pause.stopped")?;
+    let saved = memory::save(live, &staged, memory.is_some()).await?;
+    checkpoint("pause.state-saved")?;
+    let (live, working_set) = (Arc::clone(live), base.map(|base| base.file(WORKING_SET)));
     blocking(move || {
-        let imported = import(&identity.dirs, base.as_ref(), &staged, identity.spec.memory.bytes())?;
-        link_disk(&device, &cow, &staged.file(DISK))?;
-        let record = Record {
-            id: identity.id,
-            spec: identity.spec,
-            image,
-            token: identity.token,
-            kind,
-            memory_written: imported.written,
-        };
-        let snapshot = staged.commit(&[STATE, MEMORY, DISK], &record)?;
-        Ok(Captured { snapshot, memory: imported.image, record })
+        let disk = staged.file(DISK);
+        link_disk(live.disk.device(), live.disk.cow(), &disk)?;
+        checkpoint("pause.disk-linked")?;
+        if let Some(known) = working_set {
+            // It may not be there, and is only a hint.
+            let _ = fs::hard_link(known, staged.file(WORKING_SET));
+        }
+        commit(&live, saved, memory, &live.identity.dirs.store, staged)
     })
     .await
 }
 
-/// Turns the monitor's dump into a layer and writes the manifest; no layer without a manifest stays behind.
-fn import(
-    dirs: &SandboxDirs,
-    base: Option<&MemoryImage>,
-    staged: &StagedSnapshot,
-    guest_size: Bytes,
-) -> Result<Imported, Cause> {
-    let layers = dirs.open_layers()?;
-    let dump = staged.file(DUMP);
-    let imported = match base {
-        None => MemoryImage::import_full(&dump, guest_size, &layers)?,
-        Some(base) => {
-            let imported = base.import_diff(&dump)?;
-            fs::remove_file(&dump).map_err(|source| Cause::io("remove", &dump, source))?;
-            imported
-        }
-    };
+/// Writes the memory image and commits the snapshot, whose state and disk are there already.
+pub(crate) fn commit(
+    live: &Live,
+    saved: Saved,
+    base: Option<MemoryImage>,
+    store: &StoreDir,
+    staged: StagedSnapshot,
+) -> Result<Stored, Cause> {
+    let kind = if base.is_some() { SnapshotKind::Diff } else { SnapshotKind::Full };
+    let layers = store.open_layers()?;
+    let imported = memory::import(saved, base, live.identity.spec.memory.bytes(), &layers)?;
+    checkpoint("snapshot.memory-written")?;
     imported.image.save(&staged.file(MEMORY))?;
-    Ok(imported)
+    checkpoint("snapshot.manifest-saved")?;
+    let record = record(live, kind, imported.written);
+    let snapshot = staged.commit(&[STATE, DISK], &record)?;
+    checkpoint("snapshot.committed").unwrap_or_else(|e| {
+        // It is there: what fails now is no failure of the snapshot.
+        tracing::warn!(error = %e, "after a snapshot was committed");
+    });
+    Ok(Stored { snapshot, record, memory: imported.image })
+}
+
+fn record(live: &Live, kind: SnapshotKind, memory_written: Bytes) -> Record {
+    let identity = live.identity.clone();
+    Record {
+        id: identity.id,
+        spec: identity.spec,
+        image: live.image.clone(),
+        token: identity.token,
+        kind,
+        memory_written,
+    }
 }
 
 /// Makes the disk's changes part of the snapshot.
@@ -139,22 +115,28 @@ fn import(
 /// The link shares the file with the running disk, which is safe only because the guest is stopped by now and, once
 /// the snapshot is committed, never runs on this file again.
 fn link_disk(device: &Path, cow: &Path, link: &Path) -> Result<(), Cause> {
-    for path in [device, cow] {
-        let synced = File::open(path).and_then(|file| file.sync_all());
-        synced.map_err(|source| Cause::io("sync", path, source))?;
-    }
+    sync_disk(device, cow)?;
     fs::hard_link(cow, link).map_err(|source| Cause::io("link", link, source))
 }
 
+/// Brings what the guest wrote to the file that holds its changes.
+pub(crate) fn sync_disk(device: &Path, cow: &Path) -> Result<(), Cause> {
+    for path in [device, cow] {
+        let synced: io::Result<()> = File::open(path).and_then(|file| file.sync_all());
+        synced.map_err(|source| Cause::io("sync", path, source))?;
+    }
+    Ok(())
+}
+
 /// Removes the snapshots that `keep` replaced, and the layers that only they referred to.
-pub(crate) fn prune(dirs: &SandboxDirs, keep: &Snapshot, memory: &MemoryImage) -> Result<(), Cause> {
-    dirs.snapshots().prune(keep.generation())?;
-    drop_orphaned_layers(dirs, Some(memory))
+pub(crate) fn prune(store: &StoreDir, keep: &Stored) -> Result<(), Cause> {
+    store.snapshots().prune(keep.snapshot.generation())?;
+    drop_orphaned_layers(store, Some(&keep.memory))
 }
 
 /// Removes every layer that `kept` does not refer to.
-pub(crate) fn drop_orphaned_layers(dirs: &SandboxDirs, kept: Option<&MemoryImage>) -> Result<(), Cause> {
+pub(crate) fn drop_orphaned_layers(store: &StoreDir, kept: Option<&MemoryImage>) -> Result<(), Cause> {
     let in_use = kept.map(MemoryImage::layers_in_use).unwrap_or_default();
-    dirs.open_layers()?.retain(&in_use)?;
+    store.open_layers()?.retain(&in_use)?;
     Ok(())
 }

@@ -166,7 +166,11 @@ impl Process {
     /// # Cancel safety
     /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, Error> {
-        self.live.ask(self.events.next()).await
+        let event = self.live.ask(self.events.next()).await?;
+        if let Some(ProcessEvent::End { .. }) = event {
+            self.live.command_answered();
+        }
+        Ok(event)
     }
 
     /// Writes to its standard input, and waits until all of it is in the pipe.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_agent_api::AgentError;
-use wrenn_base::{ImageName, InvalidId, SandboxId, UndoFailure};
+use wrenn_base::{Bytes, ImageName, InvalidId, SandboxId, TemplateName, UndoFailure};
 use wrenn_net::NetError;
 use wrenn_storage::{Digest, DiskError, ImageError, MemoryError, SnapshotError};
 use wrenn_uffd::UffdError;
@@ -112,6 +112,53 @@ pub enum Cause {
         /// The id.
         id: SandboxId,
     },
+    /// No template of that name is stored here.
+    #[error("there is no template {name} in this data directory")]
+    NoSuchTemplate {
+        /// The name.
+        name: TemplateName,
+    },
+    /// A template of that name is there already.
+    #[error("there is a template {name} already; remove it first, or choose another name")]
+    TemplateExists {
+        /// The name.
+        name: TemplateName,
+    },
+    /// Sandboxes are being made from the template that was to be removed.
+    #[error("sandboxes are being made from template {name} at this moment; remove it when they run")]
+    TemplateBusy {
+        /// The name.
+        name: TemplateName,
+    },
+    /// A snapshot decides what was asked to be otherwise.
+    #[error("{what} is {held} in the snapshot, and cannot become {wanted}; leave it out, or boot another sandbox")]
+    FixedBySnapshot {
+        /// The parameter.
+        what: &'static str,
+        /// What the snapshot has.
+        held: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The snapshot's memory is not in one file.
+    #[error(
+        "the memory of sandbox {id} is in {layers} layers, and only one can be mapped; resume it with RestoreMode::Uffd, \
+         or wait until it is compacted"
+    )]
+    NotOneLayer {
+        /// The sandbox.
+        id: SandboxId,
+        /// How many layers there are.
+        layers: usize,
+    },
+    /// The monitor has other memory than its guest was given.
+    #[error("the monitor says that its guest has {found} of memory; it was given {expected}")]
+    GuestMemorySize {
+        /// What the monitor says.
+        found: Bytes,
+        /// What the guest was given.
+        expected: Bytes,
+    },
     /// A file of a snapshot is not what was written.
     #[error("the snapshot file {} is unusable: {why}; restore it from a copy, or remove the sandbox", path.display())]
     BadSnapshot {
@@ -183,6 +230,9 @@ pub enum Cause {
     /// The monitor could not be driven.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// The guest's memory could not be read out of its monitor.
+    #[error(transparent)]
+    GuestMemory(#[from] wrenn_vmm::MemoryError),
     /// The fault server could not be set up.
     #[error(transparent)]
     Uffd(#[from] UffdError),

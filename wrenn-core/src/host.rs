@@ -8,19 +8,22 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use wrenn_base::{HostId, ImageName, Reaper, SandboxId, UndoList};
+use wrenn_base::{HostId, ImageName, Reaper, SandboxId, TemplateName, UndoList};
 use wrenn_net::{HostNet, HostNetSpec};
 use wrenn_storage::{BackendChoice, GuestFiles, ImageRegistry, RootDisks, durable};
 use wrenn_vmm::{MonitorProgram, VM_DIR};
 
 use crate::builder::SandboxBuilder;
-use crate::claims::{ActiveSandboxes, SlotIndices};
+use crate::caches::PageCaches;
+use crate::claims::{ActiveSandboxes, SlotIndices, TemplatesInUse};
+use crate::compaction::{CompactionPolicy, Compactions};
 use crate::error::{Cause, Error};
 use crate::layout::Layout;
 use crate::machine::UNDO_LIMIT;
 use crate::paused::PausedSandbox;
 use crate::step::{blocking, undo_all, unless_missing};
 use crate::sweep;
+use crate::template::{self, Template};
 
 const DEFAULT_DATA: &str = "/var/lib/wrenn";
 const DEFAULT_RUN: &str = "/run/wrenn";
@@ -47,6 +50,9 @@ pub(crate) struct HostInner {
     pub(crate) net: HostNet,
     pub(crate) slots: SlotIndices,
     pub(crate) active: ActiveSandboxes,
+    pub(crate) templates: TemplatesInUse,
+    pub(crate) caches: PageCaches,
+    pub(crate) compactions: Compactions,
     pub(crate) monitor: MonitorProgram,
     pub(crate) runtime: tokio::runtime::Handle,
     data: PathBuf,
@@ -79,6 +85,7 @@ pub struct HostBuilder {
     run: Option<PathBuf>,
     monitor: Option<MonitorChoice>,
     disks: BackendChoice,
+    compaction: CompactionPolicy,
 }
 
 #[derive(Debug, Clone)]
@@ -129,6 +136,23 @@ impl Host {
         blocking(move || stored_sandboxes(&layout)).await.map_err(Error::from)
     }
 
+    /// The template `name`; whether there is one is seen when it is used.
+    ///
+    /// # Errors
+    /// `name` is no valid template name ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)).
+    pub fn template(&self, name: &str) -> Result<Template, Error> {
+        Ok(Template::new(Arc::clone(&self.inner), name.parse::<TemplateName>()?))
+    }
+
+    /// The names of all templates.
+    ///
+    /// # Errors
+    /// The data directory cannot be read.
+    pub async fn templates(&self) -> Result<Vec<TemplateName>, Error> {
+        let inner = Arc::clone(&self.inner);
+        Ok(blocking(move || template::list(&inner)).await?)
+    }
+
     /// Closes the host: waits until everything that was being removed is gone, then removes what the host itself
     /// put on the machine.
     ///
@@ -141,6 +165,7 @@ impl Host {
         while Arc::strong_count(&self.inner) > 1 && Instant::now() < given_up {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.inner.compactions.stop_all().await;
         let reaper = self.inner.reaper.clone();
         blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
         let mut inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
@@ -186,6 +211,12 @@ impl HostBuilder {
         self
     }
 
+    /// When and how fast long chains of memory layers are merged in the background.
+    pub fn compaction(mut self, policy: CompactionPolicy) -> Self {
+        self.compaction = policy;
+        self
+    }
+
     /// Opens the host, and removes what a killed process left running or mounted of this data directory's sandboxes.
     ///
     /// Sandboxes that such a process had running go back to their latest snapshot; those without one are removed.
@@ -218,7 +249,9 @@ impl HostBuilder {
         let id = host_id(&data)?;
         let run = absolute(&self.run.unwrap_or_else(|| DEFAULT_RUN.into()))?;
         let layout = Layout::new(data.clone(), &run, &id);
-        make_dir(&layout.sandboxes())?;
+        for dir in [layout.sandboxes(), layout.templates(), layout.branches()] {
+            make_dir(&dir)?;
+        }
         make_dir(Path::new(VM_DIR))?;
         let disks = RootDisks::probe(&id, self.disks)?;
         let reaper = Reaper::start();
@@ -239,6 +272,9 @@ impl HostBuilder {
             net,
             slots: SlotIndices::up_to(last_slot),
             active: ActiveSandboxes::default(),
+            templates: TemplatesInUse::default(),
+            caches: PageCaches::default(),
+            compactions: Compactions::new(self.compaction),
             monitor,
             runtime,
             undo: Some(undo),
@@ -295,7 +331,7 @@ fn stored_sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Cause> {
     for entry in fs::read_dir(&dir).map_err(|source| Cause::io("list", &dir, source))? {
         let name = entry.map_err(|source| Cause::io("list", &dir, source))?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse::<SandboxId>().ok()) else { continue };
-        if layout.sandbox(&id).snapshots().latest()?.is_some() {
+        if layout.sandbox(&id).store.snapshots().latest()?.is_some() {
             ids.push(id);
         }
     }

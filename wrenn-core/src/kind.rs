@@ -17,12 +17,18 @@ impl Error {
 impl Cause {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::InvalidId(_) | Self::InvalidSpec { .. } | Self::OutputTooLarge { .. } => {
-                ErrorKind::InvalidInput
-            }
+            Self::InvalidId(_)
+            | Self::InvalidSpec { .. }
+            | Self::OutputTooLarge { .. }
+            | Self::FixedBySnapshot { .. }
+            | Self::NotOneLayer { .. } => ErrorKind::InvalidInput,
             Self::Device { .. } | Self::NoFreeSlot { .. } => ErrorKind::HostUnfit,
-            Self::DataDirBusy { .. } | Self::HostInUse | Self::SandboxBusy { .. } => ErrorKind::Busy,
-            Self::NoSuchSandbox { .. } => ErrorKind::NotFound,
+            Self::DataDirBusy { .. }
+            | Self::HostInUse
+            | Self::SandboxBusy { .. }
+            | Self::TemplateBusy { .. }
+            | Self::TemplateExists { .. } => ErrorKind::Busy,
+            Self::NoSuchSandbox { .. } | Self::NoSuchTemplate { .. } => ErrorKind::NotFound,
             Self::BadHostFile { .. } | Self::BadSnapshot { .. } | Self::OtherImage { .. } => {
                 ErrorKind::Corrupt
             }
@@ -36,7 +42,10 @@ impl Cause {
             Self::Image(e) => image(e),
             Self::Snapshot(e) => snapshot(e),
             Self::Memory(e) => memory(e),
-            Self::Uffd(_) | Self::Io { .. } => ErrorKind::System,
+            Self::GuestMemory(wrenn_vmm::MemoryError::Gone) => ErrorKind::GuestEnded,
+            Self::Uffd(_) | Self::Io { .. } | Self::GuestMemory(_) | Self::GuestMemorySize { .. } => {
+                ErrorKind::System
+            }
         }
     }
 
@@ -48,6 +57,7 @@ impl Cause {
                 e,
                 VmmError::NotListening { .. } | VmmError::Protocol { .. } | VmmError::Exited { .. }
             ),
+            Self::GuestMemory(wrenn_vmm::MemoryError::Gone) => true,
             _ => false,
         }
     }

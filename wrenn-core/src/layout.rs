@@ -8,16 +8,18 @@
 //! <data>/sandboxes/<id>/console.log     the guest's serial console and the monitor's own messages
 //! <data>/sandboxes/<id>/layers/         memory layers, immutable
 //! <data>/sandboxes/<id>/snapshots/<n>/  one complete snapshot; the highest number counts
+//! <data>/templates/<name>/              layers/ and snapshots/1/, as above
+//! <data>/branches/                      what running sandboxes are branched from, while that goes on
 //! <run>/<host>/<id>/                    sockets of a running sandbox
 //! <run>/<host>/netns/                   network namespaces
 //! ```
 //!
-//! Every component below the two roots is a validated id or a constant: nothing a caller passes as text becomes
-//! part of a path.
+//! Every component below the two roots is a validated id, a validated name or a constant: nothing a caller passes as
+//! text becomes part of a path.
 
 use std::path::{Path, PathBuf};
 
-use wrenn_base::{HostId, SandboxId};
+use wrenn_base::{HostId, SandboxId, TemplateName};
 use wrenn_storage::{LayerDir, SnapshotStore};
 
 use crate::error::Cause;
@@ -49,47 +51,78 @@ impl Layout {
     }
 
     pub(crate) fn sandbox(&self, id: &SandboxId) -> SandboxDirs {
-        SandboxDirs { data: self.sandboxes().join(id.as_str()), run: self.run.join(id.as_str()) }
+        let store = StoreDir(component(&self.sandboxes(), id.as_str()));
+        SandboxDirs { store, run: component(&self.run, id.as_str()) }
+    }
+
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.data.join("templates")
+    }
+
+    pub(crate) fn template(&self, name: &TemplateName) -> StoreDir {
+        StoreDir(component(&self.templates(), name.as_str()))
+    }
+
+    /// Where snapshots of running sandboxes are while they are branched.
+    pub(crate) fn branches(&self) -> PathBuf {
+        self.data.join("branches")
+    }
+}
+
+/// `name` in `dir`. Ids and names are made so that they cannot lead anywhere else; this is where that has to hold.
+fn component(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    assert_eq!(path.parent(), Some(dir), "{name:?} is no name of a directory");
+    path
+}
+
+/// A directory of memory layers and of the snapshots that use them.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreDir(PathBuf);
+
+impl StoreDir {
+    /// The store in a directory that was made for it.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The directory of memory layers, made if it is not there.
+    pub(crate) fn open_layers(&self) -> Result<LayerDir, Cause> {
+        Ok(LayerDir::open(self.0.join("layers"))?)
+    }
+
+    pub(crate) fn snapshots(&self) -> SnapshotStore {
+        SnapshotStore::new(self.0.join("snapshots"))
+    }
+
+    /// Removes all of it; nothing being there is fine.
+    pub(crate) fn remove(&self) -> Result<(), Cause> {
+        unless_missing(std::fs::remove_dir_all(&self.0)).map_err(|source| Cause::io("remove", &self.0, source))
     }
 }
 
 /// The two directories of one sandbox: durable data, and what lives only as long as its monitor.
 #[derive(Debug, Clone)]
 pub(crate) struct SandboxDirs {
-    data: PathBuf,
+    pub(crate) store: StoreDir,
     run: PathBuf,
 }
 
 impl SandboxDirs {
-    pub(crate) fn data(&self) -> &Path {
-        &self.data
-    }
-
     pub(crate) fn run(&self) -> &Path {
         &self.run
     }
 
     pub(crate) fn disk(&self) -> PathBuf {
-        self.data.join("disk.cow")
+        self.store.path().join("disk.cow")
     }
 
     pub(crate) fn console(&self) -> PathBuf {
-        self.data.join("console.log")
-    }
-
-    /// The directory of memory layers, made if it is not there.
-    pub(crate) fn open_layers(&self) -> Result<LayerDir, Cause> {
-        Ok(LayerDir::open(self.data.join("layers"))?)
-    }
-
-    pub(crate) fn snapshots(&self) -> SnapshotStore {
-        SnapshotStore::new(self.data.join("snapshots"))
-    }
-
-    /// Removes all durable data of the sandbox; none being there is fine.
-    pub(crate) fn remove_data(&self) -> Result<(), Cause> {
-        unless_missing(std::fs::remove_dir_all(&self.data))
-            .map_err(|source| Cause::io("remove", &self.data, source))
+        self.store.path().join("console.log")
     }
 
     pub(crate) fn api_socket(&self) -> PathBuf {
@@ -98,5 +131,25 @@ impl SandboxDirs {
 
     pub(crate) fn fault_socket(&self) -> PathBuf {
         self.run.join("uffd.sock")
+    }
+
+    pub(crate) fn freeze_socket(&self) -> PathBuf {
+        self.run.join("freeze.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_in_their_directory() {
+        let layout = Layout::new("/data".into(), Path::new("/run"), &HostId::random());
+        let name: TemplateName = "a.b-c".parse().unwrap();
+        assert_eq!(layout.template(&name).path(), Path::new("/data/templates/a.b-c"));
+        for text in ["..", "a/b", "/etc", ".", ""] {
+            let text = text.to_owned();
+            assert!(std::panic::catch_unwind(|| component(Path::new("/data"), &text)).is_err(), "{text:?}");
+        }
     }
 }

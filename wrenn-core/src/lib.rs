@@ -2,7 +2,8 @@
 //!
 //! A [`Host`] is a data directory opened for use. It creates [`Sandbox`]es, which run; pausing one gives a
 //! [`PausedSandbox`], which is a snapshot on disk and nothing else; resuming that gives a [`Sandbox`] again, its
-//! memory paged in as the guest touches it.
+//! memory paged in as the guest touches it. A [`Template`] is a snapshot with a name, of which any number of sandboxes
+//! are made; [`Sandbox::branch`] makes some of a running one.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,9 +27,11 @@
 
 mod assembly;
 mod builder;
+mod caches;
 mod capture;
 mod claims;
 mod command;
+mod compaction;
 mod console;
 mod error;
 mod files;
@@ -36,26 +39,35 @@ mod host;
 mod kind;
 mod layout;
 mod machine;
+mod memory;
+mod paging;
 mod paused;
 mod preflight;
+mod restore;
+mod running;
 mod sandbox;
 mod source;
 mod spec;
 mod step;
+mod stored;
 mod sweep;
+mod template;
 
 pub use builder::SandboxBuilder;
-pub use capture::SnapshotKind;
 pub use command::{Command, CommandStatus, Output, Process};
+pub use compaction::CompactionPolicy;
 pub use error::{Cause, Error, ErrorKind};
 pub use files::Files;
 pub use host::{Host, HostBuilder};
 pub use paused::{PausedSandbox, ResumeError, SnapshotInfo};
+pub use restore::{Prefetch, RestoreMode, RestoreOptions};
 pub use sandbox::{PauseError, Sandbox};
+pub use stored::SnapshotKind;
+pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};
 
 pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
-pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, UndoFailure};
-pub use wrenn_storage::BackendChoice as DiskBackend;
+pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};
+pub use wrenn_storage::{BackendChoice as DiskBackend, ImageUsage};
 pub use wrenn_uffd::FaultStats;
 pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus, MonitorProgram};
 

@@ -5,27 +5,29 @@
 //! ```text
 //! boot(image) ------\                              /-- destroy, or a drop: the undo list
 //!                    >--> Machine (agent answers) <
-//! restore(point) ---/                              \-- the guest ends by itself: calls notice, then the undo list
+//! restore(stored) --/                              \-- the guest ends by itself: calls notice, then the undo list
 //! ```
 //!
 //! Whatever fails on the way in, the undo list takes back all that was made, in reverse order, and the first error
 //! is returned with the cleanup's beside it.
 
 use std::future::Future;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use wrenn_agent_api::{AgentClient, AgentError, Init};
+use wrenn_agent_api::{AccessToken, AgentClient, AgentError, Init};
 use wrenn_base::{StepId, UndoFailure, UndoList};
 use wrenn_storage::{Digest, MemoryImage, RootDisk};
-use wrenn_uffd::{FaultServer, FaultStats, UffdError};
-use wrenn_vmm::{Killer, MonitorProcess};
+use wrenn_uffd::FaultStats;
+use wrenn_vmm::MonitorProcess;
 
 use crate::assembly::{Assembly, Identity};
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::paging::Paging;
+use crate::restore::RestoreOptions;
 use crate::step::undo_all;
+use crate::stored::Stored;
 
 /// How long undoing a whole machine may take.
 pub(crate) const UNDO_LIMIT: Duration = Duration::from_secs(30);
@@ -33,15 +35,6 @@ pub(crate) const UNDO_LIMIT: Duration = Duration::from_secs(30);
 const END_GRACE: Duration = Duration::from_millis(500);
 /// Between attempts to reach an agent that does not listen yet.
 const GREETING_PAUSE: Duration = Duration::from_millis(5);
-
-/// What a machine is restored from. None of it is written to.
-pub(crate) struct RestorePoint {
-    pub(crate) state: PathBuf,
-    pub(crate) disk: PathBuf,
-    /// The image that the disk's changes are changes of.
-    pub(crate) image: Digest,
-    pub(crate) memory: MemoryImage,
-}
 
 /// The parts that answer while a machine runs.
 pub(crate) struct Live {
@@ -52,14 +45,10 @@ pub(crate) struct Live {
     pub(crate) image: Digest,
     pub(crate) agent: AgentClient,
     pub(crate) paging: Option<Paging>,
-}
-
-/// The fault server of a restored machine, and the error that ended it, if one did.
-pub(crate) struct Paging {
-    pub(crate) server: FaultServer,
-    pub(crate) failure: Arc<OnceLock<Arc<UffdError>>>,
-    /// Set once the monitor runs: a page that cannot be read ends the guest instead of leaving it hanging.
-    pub(crate) killer: Arc<OnceLock<Killer>>,
+    /// Whether it goes on where a snapshot was taken, instead of having been booted.
+    pub(crate) restored: bool,
+    /// Whether the monitor lets guest memory be read out of its address space.
+    pub(crate) reads_memory: bool,
 }
 
 /// A running machine; dropping it hands everything it stands on to the reaper.
@@ -77,15 +66,33 @@ impl Machine {
         Self::from_assembly(assembly, result).await
     }
 
-    /// Restores a machine from `point`, its memory paged in on demand, and waits until its agent answers.
+    /// Restores a machine from its own snapshot and waits until its agent answers.
     pub(crate) async fn restore(
         host: &Arc<HostInner>,
         identity: Identity,
-        point: RestorePoint,
+        stored: &Stored,
+        options: RestoreOptions,
     ) -> Result<Self, Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity);
-        let result = assembly.restore(point).await;
+        let result = assembly.restore(stored, options).await;
         Self::from_assembly(assembly, result).await
+    }
+
+    /// Makes a new machine that goes on where `stored`, the snapshot of another, was taken; also returns its memory
+    /// image, whose layers are its own.
+    pub(crate) async fn spawn(
+        host: &Arc<HostInner>,
+        identity: Identity,
+        stored: &Stored,
+        options: RestoreOptions,
+    ) -> Result<(Self, MemoryImage), Error> {
+        let mut assembly = Assembly::new(Arc::clone(host), identity);
+        let (result, memory) = match assembly.adopt(stored).await {
+            Ok(own) => (assembly.restore(&own, options).await, Some(own.memory)),
+            Err(cause) => (Err(cause), None),
+        };
+        let machine = Self::from_assembly(assembly, result).await?;
+        Ok((machine, memory.expect("a machine that was restored has adopted its memory")))
     }
 
     async fn from_assembly(assembly: Assembly, result: Result<Live, Cause>) -> Result<Self, Error> {
@@ -115,12 +122,19 @@ impl Machine {
 impl Live {
     /// Waits until the agent answers and tells it what it cannot know by itself: the time, fresh randomness, the
     /// token, the environment.
-    pub(crate) async fn greet_agent(&self) -> Result<(), Cause> {
+    ///
+    /// A guest of another sandbox's snapshot still has that one's token: `known` is what it wants to be shown.
+    pub(crate) async fn greet_agent(&self, known: &AccessToken) -> Result<(), Cause> {
         let limit = self.identity.spec.ready_timeout();
+        let mut agent = self.agent.with_token(known.clone());
         let greet = async {
             loop {
-                match self.agent.init(self.greeting()).await {
+                match agent.init(self.greeting()).await {
                     Err(e) if e.is_unreachable() => tokio::time::sleep(GREETING_PAUSE).await,
+                    // The answer to an attempt before this one was lost: it has the new token already.
+                    Err(AgentError::Unauthenticated { .. }) if agent.token() != self.agent.token() => {
+                        agent = self.agent.clone();
+                    }
                     result => return Ok(result?),
                 }
             }
@@ -136,8 +150,9 @@ impl Live {
 
     /// Made anew for each attempt: it holds the time.
     fn greeting(&self) -> Init {
-        let init = Init::now().env(self.identity.spec.env.clone()).hostname(self.identity.id.as_str());
-        if self.paging.is_some() { init.resumed() } else { init }
+        let Identity { id, spec, token, .. } = &self.identity;
+        let init = Init::now().env(spec.env.clone()).hostname(id.as_str()).token(token.clone());
+        if self.restored { init.resumed() } else { init }
     }
 
     /// Runs a call to the guest's agent.
@@ -170,7 +185,7 @@ impl Live {
     async fn end_of_guest(&self) -> Cause {
         let report = self.monitor.exited().await;
         let id = self.identity.id.clone();
-        match self.paging.as_ref().and_then(|paging| paging.failure.get()) {
+        match self.paging.as_ref().and_then(Paging::failure) {
             Some(failure) => Cause::Paging { id, source: Arc::clone(failure) },
             None => Cause::GuestEnded { id, status: report.status.to_string(), console: report.console_tail },
         }
@@ -178,6 +193,13 @@ impl Live {
 
     /// What the fault server has served so far; nothing where the memory was not restored.
     pub(crate) fn fault_stats(&self) -> Option<FaultStats> {
-        self.paging.as_ref().map(|paging| paging.server.stats())
+        self.paging.as_ref().map(Paging::stats)
+    }
+
+    /// To be called when a command was answered.
+    pub(crate) fn command_answered(&self) {
+        if let Some(paging) = &self.paging {
+            paging.answered();
+        }
     }
 }

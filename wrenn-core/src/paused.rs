@@ -3,17 +3,20 @@
 use std::fmt;
 use std::sync::Arc;
 
-use wrenn_base::{Bytes, SandboxId, UndoList};
-use wrenn_storage::{Digest, MemoryImage, Snapshot};
+use wrenn_base::{Bytes, SandboxId, TemplateName, UndoList};
+use wrenn_storage::{ImageUsage, MemoryImage};
 
 use crate::assembly::Identity;
-use crate::capture::{self, Captured, DISK, MEMORY, Record, STATE, SnapshotKind};
+use crate::capture;
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
 use crate::layout::SandboxDirs;
-use crate::machine::{Machine, RestorePoint};
+use crate::machine::{Machine, UNDO_LIMIT};
+use crate::restore::RestoreOptions;
 use crate::sandbox::{Origin, Sandbox};
-use crate::step::blocking;
+use crate::step::{blocking, undo_all};
+use crate::stored::{STATE, SnapshotKind, Stored};
+use crate::template::{self, Template};
 
 /// A sandbox that is paused: one complete snapshot on disk, and no process, device or network.
 ///
@@ -21,9 +24,7 @@ use crate::step::blocking;
 pub struct PausedSandbox {
     host: Arc<HostInner>,
     identity: Identity,
-    snapshot: Snapshot,
-    image: Digest,
-    memory: MemoryImage,
+    stored: Stored,
     info: SnapshotInfo,
 }
 
@@ -51,22 +52,19 @@ pub struct ResumeError {
 }
 
 impl PausedSandbox {
-    pub(crate) fn captured(host: Arc<HostInner>, identity: Identity, captured: Captured) -> Self {
-        let info = SnapshotInfo::new(&captured.record, &captured.snapshot);
-        let Captured { snapshot, memory, record } = captured;
-        Self { host, identity, snapshot, image: record.image, memory, info }
+    pub(crate) fn captured(host: Arc<HostInner>, identity: Identity, stored: Stored) -> Self {
+        let info = SnapshotInfo::new(&stored);
+        Self { host, identity, stored, info }
     }
 
     pub(crate) async fn open(host: Arc<HostInner>, id: SandboxId) -> Result<Self, Error> {
         let dirs = host.layout.sandbox(&id);
-        let (snapshot, record, memory) = {
-            let dirs = dirs.clone();
-            let id = id.clone();
-            blocking(move || read(&dirs, id)).await?
+        let stored = {
+            let (dirs, id) = (dirs.clone(), id.clone());
+            blocking(move || open(&dirs, id)).await?
         };
-        let info = SnapshotInfo::new(&record, &snapshot);
-        let identity = Identity { id, dirs, spec: record.spec, token: record.token };
-        Ok(Self { host, identity, snapshot, image: record.image, memory, info })
+        let identity = Identity { id, dirs, spec: stored.record.spec.clone(), token: stored.record.token.clone() };
+        Ok(Self::captured(host, identity, stored))
     }
 
     /// The sandbox's id.
@@ -79,8 +77,19 @@ impl PausedSandbox {
         self.info
     }
 
-    /// Resumes the sandbox: its memory is paged in as the guest touches it, and the call returns once the guest's
-    /// agent has answered and knows the time, fresh randomness and its token.
+    /// What the snapshot takes: its memory, layer by layer.
+    ///
+    /// # Errors
+    /// A layer cannot be looked at.
+    pub async fn memory_usage(&self) -> Result<ImageUsage, Error> {
+        let (dirs, id) = (self.identity.dirs.clone(), self.identity.id.clone());
+        let usage = blocking(move || open(&dirs, id).and_then(|stored| Ok(stored.memory.usage()?))).await;
+        Ok(usage?)
+    }
+
+    /// Resumes the sandbox with the default [`RestoreOptions`]: its memory is paged in as the guest touches it, ahead
+    /// where an earlier resume tells what will be, and the call returns once the guest's agent has answered and knows
+    /// the time, fresh randomness and its token.
     ///
     /// # Errors
     /// [`ResumeError`] has the paused sandbox, as it was; what had been made is undone.
@@ -89,27 +98,64 @@ impl PausedSandbox {
     /// A dropped future leaves the snapshot whole. What was made is removed in the background; until then the
     /// sandbox is [`Busy`](crate::ErrorKind::Busy).
     pub async fn resume(self) -> Result<Sandbox, ResumeError> {
-        match self.restore().await {
-            Ok(machine) => {
-                let origin = Origin { generation: self.snapshot.generation(), memory: self.memory };
+        self.resume_with(RestoreOptions::default()).await
+    }
+
+    /// Resumes the sandbox as `options` say.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume); and [`RestoreMode::File`](crate::RestoreMode::File) is refused for a snapshot of
+    /// several layers ([`Cause::NotOneLayer`]).
+    ///
+    /// # Cancel safety
+    /// As for [`resume`](Self::resume).
+    pub async fn resume_with(self, options: RestoreOptions) -> Result<Sandbox, ResumeError> {
+        match self.restore(options).await {
+            Ok((machine, memory)) => {
+                let origin = Origin { generation: self.stored.snapshot.generation(), memory };
                 Ok(Sandbox::resumed(self.host, machine, origin))
             }
             Err(source) => Err(ResumeError { source, paused: Box::new(self) }),
         }
     }
 
-    async fn restore(&self) -> Result<Machine, Error> {
-        let snapshot = self.snapshot.clone();
-        blocking(move || [STATE, DISK].into_iter().try_for_each(|name| snapshot.verify(name)))
-            .await
-            .map_err(Cause::from)?;
-        let point = RestorePoint {
-            state: self.snapshot.file(STATE),
-            disk: self.snapshot.file(DISK),
-            image: self.image.clone(),
-            memory: self.memory.clone(),
-        };
-        Machine::restore(&self.host, self.identity.clone(), point).await
+    async fn restore(&self, options: RestoreOptions) -> Result<(Machine, MemoryImage), Error> {
+        // Its layers may have been merged since this handle was made.
+        let (dirs, id) = (self.identity.dirs.clone(), self.identity.id.clone());
+        let stored = blocking(move || open(&dirs, id)).await?;
+        let machine = Machine::restore(&self.host, self.identity.clone(), &stored, options).await?;
+        Ok((machine, stored.memory))
+    }
+
+    /// Makes a template of the sandbox, which stays as it is. Nothing is copied: both hold on to the same files.
+    ///
+    /// # Errors
+    /// `name` is no valid name, or taken ([`Cause::TemplateExists`]); the sandbox is being resumed elsewhere; or the
+    /// disk is full: no template is left then.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the whole template or none.
+    pub async fn to_template(&self, name: &str) -> Result<Template, Error> {
+        let name: TemplateName = name.parse()?;
+        let mut claim = UndoList::new(&self.host.reaper);
+        self.host.active.claim(&self.identity.id, &mut claim)?;
+        self.host.compactions.stop(&self.identity.id).await;
+        let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
+        let new = name.clone();
+        let made = blocking(move || {
+            let stored = open(&dirs, id)?;
+            template::of_stored(&host, &stored, &new)?;
+            host.compactions.consider(&dirs.store, &stored);
+            Ok::<_, Cause>(claim)
+        })
+        .await?;
+        undo_all(made, UNDO_LIMIT).await;
+        Ok(Template::new(Arc::clone(&self.host), name))
+    }
+
+    /// Waits until the layers of the sandbox's memory have been merged, if that is under way.
+    pub async fn compacted(&self) {
+        self.host.compactions.finish(&self.identity.id).await;
     }
 
     /// Removes the sandbox from disk.
@@ -122,41 +168,41 @@ impl PausedSandbox {
     pub async fn destroy(self) -> Result<(), Error> {
         let mut claim = UndoList::new(&self.host.reaper);
         self.host.active.claim(&self.identity.id, &mut claim)?;
+        self.host.compactions.stop(&self.identity.id).await;
         let dirs = self.identity.dirs;
         Ok(blocking(move || {
             let _claim = claim;
-            dirs.remove_data()
+            dirs.store.remove()
         })
         .await?)
     }
 
-    /// Removes what the snapshot has replaced. A failure costs disk space only, so it is reported, not returned.
-    pub(crate) async fn prune(&self) {
-        let (dirs, snapshot, memory) =
-            (self.identity.dirs.clone(), self.snapshot.clone(), self.memory.clone());
-        if let Err(e) = blocking(move || capture::prune(&dirs, &snapshot, &memory)).await {
+    /// Removes what the snapshot has replaced, and sees to chains that have become long. A failure costs disk space
+    /// only, so it is reported, not returned.
+    pub(crate) async fn tidy(&self) {
+        let (store, stored) = (self.identity.dirs.store.clone(), self.stored.clone());
+        if let Err(e) = blocking(move || capture::prune(&store, &stored)).await {
             tracing::warn!(sandbox = %self.id(), error = %e, "could not remove an outdated snapshot");
         }
+        self.host.compactions.consider(&self.identity.dirs.store, &self.stored);
     }
 }
 
 impl SnapshotInfo {
-    fn new(record: &Record, snapshot: &Snapshot) -> Self {
+    fn new(stored: &Stored) -> Self {
+        let Stored { snapshot, record, .. } = stored;
         Self { kind: record.kind, memory_written: record.memory_written, generation: snapshot.generation() }
     }
 }
 
-/// Reads the latest snapshot of a sandbox, checking everything that can be checked without reading all of it.
-fn read(dirs: &SandboxDirs, id: SandboxId) -> Result<(Snapshot, Record, MemoryImage), Cause> {
-    let store = dirs.snapshots();
-    let Some(generation) = store.latest()? else { return Err(Cause::NoSuchSandbox { id }) };
-    let (snapshot, record) = store.open::<Record>(generation)?;
-    if record.id != id {
-        let why = format!("it belongs to sandbox {}", record.id);
-        return Err(Cause::BadSnapshot { path: snapshot.file(STATE), why });
+/// Opens the latest snapshot of a sandbox.
+fn open(dirs: &SandboxDirs, id: SandboxId) -> Result<Stored, Cause> {
+    let Some(stored) = Stored::open(&dirs.store)? else { return Err(Cause::NoSuchSandbox { id }) };
+    if stored.record.id != id {
+        let why = format!("it belongs to sandbox {}", stored.record.id);
+        return Err(Cause::BadSnapshot { path: stored.file(STATE), why });
     }
-    let memory = MemoryImage::open(&snapshot.file(MEMORY), &dirs.open_layers()?)?;
-    Ok((snapshot, record, memory))
+    Ok(stored)
 }
 
 impl fmt::Debug for PausedSandbox {

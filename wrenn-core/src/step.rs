@@ -7,6 +7,8 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use wrenn_base::{Reaper, UndoFailure, UndoList};
 
+use crate::error::Cause;
+
 /// Runs `work` on a blocking thread and waits for it.
 ///
 /// # Cancel safety
@@ -51,6 +53,11 @@ pub(crate) fn unless_missing(result: io::Result<()>) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
+}
+
+/// A place at which tests make calls fail or the process die; see [`wrenn_base::fault`].
+pub(crate) fn checkpoint(name: &'static str) -> Result<(), Cause> {
+    wrenn_base::fault::point(name).map_err(|source| Cause::io("pass", name, source))
 }
 
 fn go_on_panicking<T>(error: JoinError) -> T {

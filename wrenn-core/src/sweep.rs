@@ -15,10 +15,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use wrenn_base::{Deadline, SandboxId};
 use wrenn_net::HostNet;
-use wrenn_storage::RootDisks;
+use wrenn_storage::{RootDisks, durable};
 
+use crate::capture;
+use crate::error::Cause;
 use crate::layout::Layout;
 use crate::step::unless_missing;
+use crate::stored::Stored;
 
 /// How long a killed monitor may take to be gone, and then a disk to be free.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -41,6 +44,7 @@ pub(crate) fn sweep(layout: &Layout, disks: &RootDisks, net: &HostNet) {
     for id in sandboxes_in(&layout.sandboxes()) {
         report("an unfinished sandbox", clean_data(layout, &id));
     }
+    report("unfinished templates", clean_templates(layout));
 }
 
 fn report<E: std::error::Error>(what: &str, result: Result<(), E>) {
@@ -84,15 +88,26 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-/// Removes a sandbox that has no snapshot to be resumed from, or else what its last machine wrote to.
-fn clean_data(layout: &Layout, id: &SandboxId) -> io::Result<()> {
+/// Removes a sandbox that has no snapshot to be resumed from, or else what is not part of its latest snapshot: what
+/// its last machine wrote to, older snapshots, and layers that a pause or a compaction left when it was killed.
+///
+/// Whatever is wrong with a snapshot, it is one: it is left for the user to look at.
+fn clean_data(layout: &Layout, id: &SandboxId) -> Result<(), Cause> {
     let dirs = layout.sandbox(id);
-    match dirs.snapshots().latest() {
-        Ok(None) => fs::remove_dir_all(dirs.data()),
-        Ok(Some(_)) => unless_missing(fs::remove_file(dirs.disk())),
-        // Whatever is wrong with it, it may be a snapshot: it is for the user to look at.
-        Err(e) => Err(io::Error::other(e)),
+    match Stored::open(&dirs.store)? {
+        None => dirs.store.remove(),
+        Some(stored) => {
+            let disk = dirs.disk();
+            unless_missing(fs::remove_file(&disk)).map_err(|source| Cause::io("remove", &disk, source))?;
+            capture::prune(&dirs.store, &stored)
+        }
     }
+}
+
+/// Removes templates and branches that were being made, or removed.
+fn clean_templates(layout: &Layout) -> io::Result<()> {
+    durable::sweep(&layout.templates())?;
+    durable::sweep(&layout.branches()).map(drop)
 }
 
 fn sandboxes_in(dir: &Path) -> impl Iterator<Item = SandboxId> + use<> {
