@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::cache::Backing;
 use crate::error::{HandshakeError, UffdError};
-use crate::handshake::{Message, Received};
-use crate::regions::Regions;
+use crate::handshake::{self, Message, Received};
+use crate::regions::{PageSize, Regions, WireRegion};
 use crate::sys;
 
 /// A socket's path, which is removed when this is dropped.
@@ -82,14 +83,18 @@ impl Wait<'_> {
         Ok(Some(Peer { stream, process, message: Message::default() }))
     }
 
-    /// Waits for the message and checks it against an image of `source_len` bytes. `None` means to stop.
+    /// Shows the peer its cache, if there is one, waits for its message and checks that. `None` means to stop.
     pub(crate) fn introduce(
         &self,
         peer: &mut Peer,
         path: &SocketPath,
-        source_len: u64,
+        backing: &Backing,
     ) -> Result<Option<(Regions, sys::Uffd)>, UffdError> {
         let refused = |source| UffdError::Handshake { path: path.0.clone(), source };
+        if let Some(cache) = backing.cache() {
+            cache.check()?;
+            handshake::show(&peer.stream, backing.source().len(), cache.shown()).map_err(refused)?;
+        }
         loop {
             match self.wait(peer.stream.as_fd())? {
                 Waited::Stopped => return Ok(None),
@@ -99,12 +104,7 @@ impl Wait<'_> {
                 Waited::Ready => {}
             }
             if let Received::Regions(wire) = peer.message.receive(&peer.stream).map_err(refused)? {
-                let uffd = peer.message.userfaultfd().map_err(refused)?;
-                if !is_set_up(&uffd) {
-                    return Err(refused(HandshakeError::Unusable(Errno::INVAL.into())));
-                }
-                let regions = Regions::new(&wire, source_len).map_err(refused)?;
-                return Ok(Some((regions, uffd)));
+                return accepted(&mut peer.message, &wire, backing).map(Some).map_err(refused);
             }
         }
     }
@@ -126,6 +126,27 @@ impl Wait<'_> {
             });
         }
     }
+}
+
+/// Checks what a peer sent.
+fn accepted(
+    message: &mut Message,
+    wire: &[WireRegion],
+    backing: &Backing,
+) -> Result<(Regions, sys::Uffd), HandshakeError> {
+    let uffd = message.userfaultfd()?;
+    if !is_set_up(&uffd) {
+        return Err(HandshakeError::Unusable(Errno::INVAL.into()));
+    }
+    let largest = match backing {
+        Backing::Source(_) => PageSize::Huge,
+        Backing::Cache(_) => PageSize::Base,
+    };
+    let regions = Regions::new(wire, backing.source().len(), largest)?;
+    if backing.cache().is_some() && !uffd.announces_removals().map_err(HandshakeError::Unusable)? {
+        return Err(HandshakeError::Removals);
+    }
+    Ok((regions, uffd))
 }
 
 /// Whether the userfaultfd went through `UFFDIO_API`: one that has not reports an error to whoever polls it.

@@ -4,17 +4,21 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
+use crate::cache::PageCache;
 use crate::error::UffdError;
+use crate::prefetch::CHUNK_PAGES;
 use crate::regions::Region;
-use crate::source::{PAGE_SIZE, PageSource, RunKind};
+use crate::service::Service;
+use crate::shared::lock;
+use crate::source::{PAGE_SIZE, RunKind};
 use crate::stats::Counters;
-use crate::sys::Uffd;
+use crate::sys::Filled;
 
 /// How an attempt to fill pages ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placed {
-    /// Every page of the range has content now, and who waited for one is awake.
-    All,
+    /// Every page of the range has content now, and who waited for one is awake. So many had none before.
+    All(u64),
     /// The process is changing its memory just now: read events, then try again.
     Again,
     /// The process has no memory any more.
@@ -28,28 +32,25 @@ pub(crate) struct Piece {
     pub(crate) kind: RunKind,
 }
 
-/// Fills pages of a process from a source.
+/// Fills pages of a process: what one thread needs for that.
 pub(crate) struct Filler<'a> {
-    pub(crate) uffd: Uffd,
-    pub(crate) source: &'a dyn PageSource,
-    pub(crate) counters: &'a Counters,
-    /// The content of `loaded`.
+    service: &'a Service,
+    /// The content of the pages that were loaded last, from the first of them on.
     buffer: Vec<u8>,
-    loaded: Range<u64>,
     /// A page of zeros for mappings that the kernel cannot zero itself (hugetlbfs); empty where there is
     /// none.
     zeros: Vec<u8>,
 }
 
 impl<'a> Filler<'a> {
-    pub(crate) fn new(uffd: Uffd, source: &'a dyn PageSource, counters: &'a Counters) -> Self {
-        Self { uffd, source, counters, buffer: Vec::new(), loaded: 0..0, zeros: Vec::new() }
+    pub(crate) fn new(service: &'a Service) -> Self {
+        Self { service, buffer: Vec::new(), zeros: Vec::new() }
     }
 
     /// The piece that `page` begins, up to page `end` at most.
-    fn piece(&self, region: &Region, page: u64, end: u64) -> Piece {
+    pub(crate) fn piece(&self, region: &Region, page: u64, end: u64) -> Piece {
         let max = (end - page) * region.page_size;
-        let run = self.source.lookup(region.image_offset(page), max);
+        let run = self.service.backing.source().lookup(region.image_offset(page), max);
         let len = run.len.min(max);
         // A large page is zero only as a whole, and a source that answers less than a page is asked for one
         // anyway.
@@ -58,99 +59,156 @@ impl<'a> Filler<'a> {
         Piece { pages: page..page + pages.max(1), kind }
     }
 
-    /// The pieces that a range of pages consists of.
-    pub(crate) fn pieces<'s>(
-        &'s self,
-        region: &'s Region,
-        range: Range<u64>,
-    ) -> impl Iterator<Item = Piece> + 's {
-        let mut next = range.start;
-        std::iter::from_fn(move || {
-            let piece = (next < range.end).then(|| self.piece(region, next, range.end))?;
-            next = piece.pages.end;
-            Some(piece)
-        })
+    /// The piece around a page that was touched, of pages that have no content yet: of data as much as the
+    /// source has at hand within the aligned run, of zeros, which cost next to nothing, more.
+    pub(crate) fn piece_around(&self, region: &Region, page: u64) -> Piece {
+        let alone = self.piece(region, page, page + 1);
+        if alone.kind == RunKind::Zero {
+            let around = region.unspent_around(page, CHUNK_PAGES * PAGE_SIZE);
+            let first = self.piece(region, around.start, around.end);
+            if first.kind == RunKind::Zero && first.pages.contains(&page) {
+                return first;
+            }
+            return self.piece(region, page, around.end);
+        }
+        let around = region.unspent_around(page, self.service.run_bytes);
+        let mut piece = self.piece(region, around.start, around.end);
+        while !piece.pages.contains(&page) {
+            piece = self.piece(region, piece.pages.end, around.end);
+        }
+        if let Some(cache) = self.service.backing.cache() {
+            let first = region.image_pages(&(0..1)).start;
+            let Range { start, end } = piece.pages;
+            let missing = cache.missing_around(first + page, first + start..first + end);
+            piece.pages = missing.start - first..missing.end - first;
+        }
+        piece
     }
 
-    /// Reads a piece's content, which [`put`](Self::put) then takes pages of.
+    /// Reads pages' content, which [`put`](Self::put) then takes.
     pub(crate) fn load(&mut self, region: &Region, pages: &Range<u64>) -> Result<(), UffdError> {
         let len = ((pages.end - pages.start) * region.page_size) as usize;
         if self.buffer.len() < len {
             self.buffer.resize(len, 0);
         }
-        self.loaded = 0..0;
         let offset = region.image_offset(pages.start);
-        self.source
-            .read(offset, &mut self.buffer[..len])
-            .map_err(|source| UffdError::Source { offset, source })?;
-        self.loaded = pages.clone();
-        Ok(())
+        let source = self.service.backing.source();
+        source.read(offset, &mut self.buffer[..len]).map_err(|source| UffdError::Source { offset, source })
     }
 
-    /// Whether all of these pages were loaded.
-    pub(crate) fn is_loaded(&self, pages: &Range<u64>) -> bool {
-        self.loaded == *pages
-    }
-
-    /// Fills pages of a piece; those with data must be loaded.
+    /// Fills a piece, whose content must be loaded if it is data; `wanted` is one of its pages that somebody
+    /// waits for.
     pub(crate) fn put(
         &mut self,
-        region: &mut Region,
-        kind: RunKind,
-        pages: Range<u64>,
+        region: &Region,
+        piece: &Piece,
+        wanted: Option<u64>,
     ) -> Result<Placed, UffdError> {
-        if kind == RunKind::Zero && region.page_size != PAGE_SIZE && self.zeros.is_empty() {
-            self.zeros = vec![0; region.page_size as usize];
+        if piece.kind == RunKind::Data
+            && let Some(cache) = self.service.backing.cache()
+        {
+            return self.put_into(cache, region, piece);
         }
-        let mut page = pages.start;
-        while page < pages.end {
-            let filled = self.fill(region, kind, page..pages.end);
+        let order = lock(&self.service.order);
+        // Another thread was faster, or the page was given up since.
+        let late = wanted.filter(|page| region.is_spent(*page));
+        let (mut next, mut new) = (piece.pages.start, 0);
+        while let Some(pages) = region.next_unspent(next..piece.pages.end) {
+            let filled = match piece.kind {
+                RunKind::Zero => self.fill_zero(region, &pages),
+                RunKind::Data => {
+                    let at = |page: u64| ((page - piece.pages.start) * region.page_size) as usize;
+                    let content = &self.buffer[at(pages.start)..at(pages.end)];
+                    self.service.uffd.copy(region.address(pages.start), content)
+                }
+            };
             let done = filled.bytes / region.page_size;
-            self.count(kind, filled.bytes);
-            Counters::add(&self.counters.pages, region.spend(page..page + done));
-            page += done;
-            match filled.stopped {
-                None => {}
-                // Filled meanwhile, as another fault's neighbour or by the process itself.
-                Some(Errno::EXIST) => {
-                    region.spend(page..page + 1);
-                    self.wake(region, page)?;
-                    page += 1;
+            self.count(piece.kind, filled.bytes);
+            let fresh = region.spend(pages.start..pages.start + done);
+            Counters::add(&self.service.counters().pages, fresh);
+            new += fresh;
+            next = pages.start + done;
+            match self.judge(region, next, done, &filled)? {
+                Judged::GoOn => {}
+                Judged::Present => {
+                    region.spend(next..next + 1);
+                    next += 1;
                 }
-                Some(Errno::AGAIN) if done > 0 => {}
-                Some(Errno::AGAIN) => return Ok(Placed::Again),
-                Some(Errno::SRCH) => return Ok(Placed::Gone),
-                Some(errno) => {
-                    return Err(UffdError::Fill { address: region.address(page), source: errno.into() });
-                }
+                Judged::Stop(placed) => return Ok(placed),
             }
         }
-        Ok(Placed::All)
+        drop(order);
+        match late {
+            Some(page) => self.put_zero(region, page),
+            None => Ok(Placed::All(new)),
+        }
     }
 
-    fn fill(&self, region: &Region, kind: RunKind, pages: Range<u64>) -> crate::sys::Filled {
+    /// Fills a page that is spent: that it is missing again means that it is empty.
+    pub(crate) fn put_zero(&mut self, region: &Region, page: u64) -> Result<Placed, UffdError> {
+        let filled = self.fill_zero(region, &(page..page + 1));
+        self.count(RunKind::Zero, filled.bytes);
+        match self.judge(region, page, filled.bytes / region.page_size, &filled)? {
+            Judged::GoOn | Judged::Present => Ok(Placed::All(0)),
+            Judged::Stop(placed) => Ok(placed),
+        }
+    }
+
+    /// Wakes who waits for pages that are there.
+    pub(crate) fn wake(&self, region: &Region, pages: &Range<u64>) -> Result<(), UffdError> {
+        let (address, len) = (region.address(pages.start), (pages.end - pages.start) * region.page_size);
+        self.service.uffd.wake(address, len).map_err(|source| UffdError::Fill { address, source })
+    }
+
+    fn put_into(&self, cache: &PageCache, region: &Region, piece: &Piece) -> Result<Placed, UffdError> {
+        let pages = region.image_pages(&piece.pages);
+        let len = ((pages.end - pages.start) * PAGE_SIZE) as usize;
+        let new = cache.fill(pages.start, &self.buffer[..len])?;
+        self.count(RunKind::Data, new * PAGE_SIZE);
+        Counters::add(&self.service.counters().pages, new);
+        self.wake(region, &piece.pages)?;
+        Ok(Placed::All(new))
+    }
+
+    /// Zeros pages, or the first of them: the caller goes on where this stops.
+    fn fill_zero(&mut self, region: &Region, pages: &Range<u64>) -> Filled {
         let (address, size) = (region.address(pages.start), region.page_size);
-        match kind {
-            RunKind::Zero if size == PAGE_SIZE => self.uffd.zero(address, (pages.end - pages.start) * size),
-            // One after the other: the caller goes on where this stops.
-            RunKind::Zero => self.uffd.copy(address, &self.zeros),
-            RunKind::Data => {
-                let at = |page: u64| ((page - self.loaded.start) * size) as usize;
-                self.uffd.copy(address, &self.buffer[at(pages.start)..at(pages.end)])
+        if size == PAGE_SIZE {
+            return self.service.uffd.zero(address, (pages.end - pages.start) * size);
+        }
+        self.zeros.resize(size as usize, 0);
+        self.service.uffd.copy(address, &self.zeros)
+    }
+
+    /// What to make of a call that filled `done` pages and stopped before `page`.
+    fn judge(&self, region: &Region, page: u64, done: u64, filled: &Filled) -> Result<Judged, UffdError> {
+        match filled.stopped {
+            None => Ok(Judged::GoOn),
+            // Filled meanwhile, as another fault's neighbour or by the process itself.
+            Some(Errno::EXIST) => {
+                self.wake(region, &(page..page + 1))?;
+                Ok(Judged::Present)
             }
+            Some(Errno::AGAIN) if done > 0 => Ok(Judged::GoOn),
+            Some(Errno::AGAIN) => Ok(Judged::Stop(Placed::Again)),
+            Some(Errno::SRCH) => Ok(Judged::Stop(Placed::Gone)),
+            Some(errno) => Err(UffdError::Fill { address: region.address(page), source: errno.into() }),
         }
     }
 
     fn count(&self, kind: RunKind, bytes: u64) {
         let counter = match kind {
-            RunKind::Zero => &self.counters.bytes_zeroed,
-            RunKind::Data => &self.counters.bytes_copied,
+            RunKind::Zero => &self.service.counters().bytes_zeroed,
+            RunKind::Data => &self.service.counters().bytes_copied,
         };
         Counters::add(counter, bytes);
     }
+}
 
-    fn wake(&self, region: &Region, page: u64) -> Result<(), UffdError> {
-        let address = region.address(page);
-        self.uffd.wake(address, region.page_size).map_err(|source| UffdError::Fill { address, source })
-    }
+/// How to go on after a call that fills pages.
+enum Judged {
+    GoOn,
+    /// The next page has content by now.
+    Present,
+    Stop(Placed),
 }

@@ -1,12 +1,16 @@
-//! What the monitor sends: one JSON array of regions, with the userfaultfd beside its first byte.
+//! What the monitor sends: one JSON array of regions, with the userfaultfd beside its first byte; and what it
+//! is sent before that if there is a page cache.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 use crate::error::HandshakeError;
 use crate::regions::WireRegion;
@@ -66,10 +70,8 @@ impl Message {
             if self.text.len() > MAX_MESSAGE {
                 return Err(HandshakeError::TooLong { limit: MAX_MESSAGE });
             }
-            match serde_json::from_slice(&self.text) {
-                Ok(regions) => return Ok(Received::Regions(regions)),
-                Err(e) if e.is_eof() => {}
-                Err(e) => return Err(HandshakeError::Text(e)),
+            if let Some(regions) = parse(&self.text).map_err(HandshakeError::Text)? {
+                return Ok(Received::Regions(regions));
             }
         }
     }
@@ -86,5 +88,29 @@ impl Message {
         // Kept open twice, so that the original stays with the message if the copy turns out to be of no use.
         let copy = descriptor.try_clone().map_err(HandshakeError::Unusable)?;
         Uffd::adopt(copy).map_err(HandshakeError::Unusable)
+    }
+}
+
+/// The regions that a text lists; `None` where it may go on.
+pub(crate) fn parse(text: &[u8]) -> serde_json::Result<Option<Vec<WireRegion>>> {
+    match serde_json::from_slice(text) {
+        Ok(regions) => Ok(Some(regions)),
+        Err(e) if e.is_eof() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Tells a peer, which has just connected, of its page cache.
+pub(crate) fn show(stream: &UnixStream, size: u64, cache: BorrowedFd<'_>) -> Result<(), HandshakeError> {
+    let text = format!(r#"{{"cache_size":{size}}}"#);
+    let fds = [cache];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let parts = [IoSlice::new(text.as_bytes())];
+    // Nothing was sent before, so there is room for all of it: it is refused only if the peer is gone.
+    match rustix::io::retry_on_intr(|| sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(HandshakeError::Closed { received: 0 }),
     }
 }

@@ -26,20 +26,30 @@
 #![deny(unsafe_code)]
 
 mod accept;
+mod bitmap;
+mod cache;
 mod error;
 mod fill;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod options;
+mod prefetch;
 mod regions;
 mod serve;
 mod server;
+mod service;
+mod shared;
 mod source;
 mod stats;
 #[allow(unsafe_code)]
 mod sys;
+mod worker;
 
+pub use cache::{Backing, PageCache};
 pub use error::{HandshakeError, UffdError};
 pub use options::{FailureCallback, FaultServerOptions};
+pub use prefetch::{PageRun, Prefetch};
 pub use server::{End, FaultServer, Outcome};
 pub use source::{PageSource, Run, RunKind};
 pub use stats::{FaultStats, LATENCY_BUCKETS};

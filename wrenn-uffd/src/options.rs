@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::UffdError;
+use crate::prefetch::Prefetch;
+
+/// More threads than any source has use for.
+pub(crate) const MAX_THREADS: usize = 64;
 
 /// What is called when a server cannot go on: see [`FaultServerOptions::on_failure`].
 pub type FailureCallback = Box<dyn FnOnce(Arc<UffdError>) + Send>;
@@ -23,11 +27,28 @@ pub struct FaultServerOptions {
     ///
     /// 1 fills single pages. It is rounded down to a power of two, at least 1 and at most 512. Default 16.
     pub run_pages: u32,
-    /// Called once, on the server's thread, after the server failed and
+    /// How many threads serve the process, at most 64. Default 1.
+    ///
+    /// More are of use where the source waits, for a network or a decompressor: pages are put in place one
+    /// after the other all the same.
+    pub threads: usize,
+    /// Whether to keep what [`recording`](crate::FaultServer::recording) tells, at most 262,144 runs of it.
+    /// Costs nothing that can be measured. Default no.
+    pub record: bool,
+    /// What is filled without being asked, as soon as the process is connected. Default nothing.
+    ///
+    /// It is done in pieces of at most 512 pages, by one thread at a time; between two pieces the faults that
+    /// came meanwhile are answered. It ends for good at the first error of the source, which is not an error
+    /// of the server before somebody touches the page.
+    pub prefetch: Prefetch,
+    /// How many bytes of content are prefetched at most; zero pages do not count. Default `u64::MAX`: no
+    /// limit.
+    pub prefetch_limit: u64,
+    /// Called once, on one of the server's threads, after the server failed and
     /// [`outcome`](crate::FaultServer::outcome) tells so: kill the process that was served, which otherwise
     /// waits for ever. Not called after a regular end.
     pub on_failure: Option<FailureCallback>,
-    /// The name of the server's thread, of which the kernel keeps 15 bytes. Default `wrenn-uffd`.
+    /// The name of the server's threads, of which the kernel keeps 15 bytes. Default `wrenn-uffd`.
     pub thread_name: String,
 }
 
@@ -44,6 +65,10 @@ impl Default for FaultServerOptions {
         Self {
             accept_deadline: Duration::from_secs(10),
             run_pages: 16,
+            threads: 1,
+            record: false,
+            prefetch: Prefetch::None,
+            prefetch_limit: u64::MAX,
             on_failure: None,
             thread_name: "wrenn-uffd".to_owned(),
         }
@@ -55,6 +80,10 @@ impl fmt::Debug for FaultServerOptions {
         f.debug_struct("FaultServerOptions")
             .field("accept_deadline", &self.accept_deadline)
             .field("run_pages", &self.run_pages)
+            .field("threads", &self.threads)
+            .field("record", &self.record)
+            .field("prefetch", &self.prefetch)
+            .field("prefetch_limit", &self.prefetch_limit)
             .field("on_failure", &self.on_failure.is_some())
             .field("thread_name", &self.thread_name)
             .finish()

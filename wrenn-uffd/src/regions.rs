@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use wrenn_base::Bytes;
 
+use crate::bitmap::Bitmap;
 use crate::error::HandshakeError;
 use crate::source::PAGE_SIZE;
 
@@ -17,6 +18,15 @@ pub(crate) const MAX_REGIONS: usize = 256;
 
 /// The end of what user space can map on x86-64 with five levels of page tables.
 const ADDRESS_END: u64 = 1 << 56;
+
+/// The largest pages that can be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PageSize {
+    /// 4 KiB: those of a page cache.
+    Base,
+    /// 2 MiB.
+    Huge,
+}
 
 /// One region as it stands in the message. Firecracker's `GuestRegionUffdMapping`; unknown members are
 /// ignored.
@@ -40,15 +50,18 @@ pub(crate) struct Region {
     pub(crate) page_size: u64,
     /// One bit per page: the image's content is no longer what belongs there. It was filled in before, or the
     /// process gave the page up. If it is missing all the same, it is zero.
-    spent: Vec<u64>,
+    spent: Bitmap,
 }
 
 impl Region {
     /// Checks what can be checked of one region alone.
-    fn new(wire: &WireRegion, source_len: u64) -> Result<Self, &'static str> {
+    fn new(wire: &WireRegion, source_len: u64, largest: PageSize) -> Result<Self, &'static str> {
         let page_size = wire.page_size.or(wire.page_size_kib).ok_or("has no page size")?;
         if page_size != PAGE_SIZE && page_size != HUGE_PAGE_SIZE {
             return Err("has a page size other than 4 KiB and 2 MiB");
+        }
+        if page_size != PAGE_SIZE && largest == PageSize::Base {
+            return Err("has larger pages than the page cache, whose pages are of 4 KiB");
         }
         let (start, size, offset) = (wire.base_host_virt_addr, wire.size, wire.offset);
         if size == 0 {
@@ -63,7 +76,7 @@ impl Region {
         if offset.checked_add(size).is_none_or(|end| end > source_len) {
             return Err("reaches beyond the image");
         }
-        Ok(Self { start, size, offset, page_size, spent: Vec::new() })
+        Ok(Self { start, size, offset, page_size, spent: Bitmap::new(0) })
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -84,24 +97,28 @@ impl Region {
         self.offset + page * self.page_size
     }
 
+    /// The pages of 4 KiB of the image that some of the region's pages show.
+    pub(crate) fn image_pages(&self, pages: &Range<u64>) -> Range<u64> {
+        self.image_offset(pages.start) / PAGE_SIZE..self.image_offset(pages.end) / PAGE_SIZE
+    }
+
     /// The page that an address in the region is in.
     pub(crate) fn page_of(&self, address: u64) -> u64 {
         (address - self.start) / self.page_size
     }
 
     pub(crate) fn is_spent(&self, page: u64) -> bool {
-        self.spent[(page / 64) as usize] & (1 << (page % 64)) != 0
+        self.spent.get(page)
     }
 
     /// Notes that the image's content of these pages is used up, and returns for how many that is new.
-    pub(crate) fn spend(&mut self, pages: Range<u64>) -> u64 {
-        let mut new = 0;
-        for page in pages {
-            let (word, bit) = (&mut self.spent[(page / 64) as usize], 1 << (page % 64));
-            new += u64::from(*word & bit == 0);
-            *word |= bit;
-        }
-        new
+    pub(crate) fn spend(&self, pages: Range<u64>) -> u64 {
+        self.spent.set(pages)
+    }
+
+    /// The first pages of a range that are still to be filled from the image.
+    pub(crate) fn next_unspent(&self, pages: Range<u64>) -> Option<Range<u64>> {
+        self.spent.next_clear(pages)
     }
 
     /// The pages around `page` that are still to be filled from the image, within the run of `run_bytes` that
@@ -111,9 +128,7 @@ impl Region {
         let begin = self.image_offset(page) / run * run;
         let first = begin.saturating_sub(self.offset) / self.page_size;
         let last = ((begin + run - self.offset) / self.page_size).min(self.pages());
-        let before = (first..page).rev().take_while(|page| !self.is_spent(*page)).count() as u64;
-        let after = (page + 1..last).take_while(|page| !self.is_spent(*page)).count() as u64;
-        page - before..page + 1 + after
+        self.spent.clear_around(page, first..last)
     }
 }
 
@@ -121,18 +136,24 @@ impl Region {
 #[derive(Debug)]
 pub(crate) struct Regions {
     sorted: Vec<Region>,
+    /// Positions in `sorted`, in the order in which the regions are in the image.
+    by_offset: Vec<usize>,
 }
 
 impl Regions {
     /// Takes regions that show every byte of an image of `source_len` bytes exactly once.
-    pub(crate) fn new(wire: &[WireRegion], source_len: u64) -> Result<Self, HandshakeError> {
+    pub(crate) fn new(
+        wire: &[WireRegion],
+        source_len: u64,
+        largest: PageSize,
+    ) -> Result<Self, HandshakeError> {
         if !(1..=MAX_REGIONS).contains(&wire.len()) {
             return Err(HandshakeError::RegionCount { found: wire.len(), limit: MAX_REGIONS });
         }
         let mut regions = Vec::with_capacity(wire.len());
         for (index, wire) in wire.iter().enumerate() {
             let region =
-                Region::new(wire, source_len).map_err(|reason| HandshakeError::Region { index, reason })?;
+                Region::new(wire, source_len, largest).map_err(|reason| HandshakeError::Region { index, reason })?;
             regions.push((index, region));
         }
         check_overlap(&mut regions, |region| (region.offset, region.size), "shows what another one shows")?;
@@ -144,9 +165,11 @@ impl Regions {
         }
         let mut sorted: Vec<_> = regions.into_iter().map(|(_, region)| region).collect();
         for region in &mut sorted {
-            region.spent = vec![0; region.pages().div_ceil(64) as usize];
+            region.spent = Bitmap::new(region.pages());
         }
-        Ok(Self { sorted })
+        let mut by_offset: Vec<_> = (0..sorted.len()).collect();
+        by_offset.sort_by_key(|index| sorted[*index].offset);
+        Ok(Self { sorted, by_offset })
     }
 
     pub(crate) fn pages(&self) -> u64 {
@@ -154,16 +177,26 @@ impl Regions {
     }
 
     /// The region that an address is in.
-    pub(crate) fn at(&mut self, address: u64) -> Option<&mut Region> {
+    pub(crate) fn at(&self, address: u64) -> Option<&Region> {
         let index = self.sorted.partition_point(|region| region.end() <= address);
-        self.sorted.get_mut(index).filter(|region| region.start <= address)
+        self.sorted.get(index).filter(|region| region.start <= address)
     }
 
-    /// Notes that everything between two addresses was given up by the process, and returns how many bytes
+    /// The region that shows a place of the image.
+    pub(crate) fn showing(&self, offset: u64) -> Option<&Region> {
+        let index = self.by_offset.partition_point(|index| {
+            let region = &self.sorted[*index];
+            region.offset + region.size <= offset
+        });
+        // They show every byte of the image once, so there are no gaps to fall into.
+        self.by_offset.get(index).map(|index| &self.sorted[*index])
+    }
+
+    /// Notes that everything between two addresses was given up by the process, and returns how many pages
     /// that is.
-    pub(crate) fn give_up(&mut self, start: u64, end: u64) -> u64 {
+    pub(crate) fn give_up(&self, start: u64, end: u64) -> u64 {
         let mut pages = 0;
-        for region in &mut self.sorted {
+        for region in &self.sorted {
             let (from, to) = (start.max(region.start), end.min(region.end()));
             if from < to {
                 let gone = region.page_of(from)..region.page_of(to - 1) + 1;
@@ -203,13 +236,13 @@ mod tests {
     }
 
     fn two() -> Regions {
-        Regions::new(&[wire(64 * MIB, MIB, 3 * MIB, 4096), wire(16 * MIB, 3 * MIB, 0, 4096)], 4 * MIB)
+        Regions::new(&[wire(64 * MIB, MIB, 3 * MIB, 4096), wire(16 * MIB, 3 * MIB, 0, 4096)], 4 * MIB, PageSize::Huge)
             .unwrap()
     }
 
     #[test]
     fn regions_are_found_by_address() {
-        let mut regions = two();
+        let regions = two();
         assert_eq!(regions.pages(), 1024);
         for (address, offset) in [
             (16 * MIB, Some(0)),
@@ -225,6 +258,16 @@ mod tests {
         ] {
             let found = regions.at(address).map(|region| region.image_offset(region.page_of(address)));
             assert_eq!(found, offset, "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn regions_are_found_by_what_they_show() {
+        let regions = two();
+        for (offset, start) in
+            [(0, Some(16)), (3 * MIB - 1, Some(16)), (3 * MIB, Some(64)), (4 * MIB - 1, Some(64)), (4 * MIB, None)]
+        {
+            assert_eq!(regions.showing(offset).map(|region| region.start / MIB), start, "{offset:#x}");
         }
     }
 
@@ -250,11 +293,11 @@ mod tests {
             ("same addresses", vec![wire(MIB, 2 * MIB, 0, 4096), wire(MIB, 2 * MIB, 2 * MIB, 4096)]),
             ("image shown twice", vec![wire(MIB, 2 * MIB, 0, 4096), wire(8 * MIB, 2 * MIB, MIB, 4096)]),
         ] {
-            assert!(Regions::new(&list, 4 * MIB).is_err(), "{what}");
+            assert!(Regions::new(&list, 4 * MIB, PageSize::Huge).is_err(), "{what}");
         }
         let mut nameless = wire(MIB, 4 * MIB, 0, 0);
         nameless.page_size = None;
-        assert!(Regions::new(&[nameless], 4 * MIB).is_err());
+        assert!(Regions::new(&[nameless], 4 * MIB, PageSize::Huge).is_err());
     }
 
     #[test]
@@ -262,14 +305,14 @@ mod tests {
         let text =
             r#"[{"base_host_virt_addr":4194304,"size":4194304,"offset":0,"page_size_kib":2097152,"new":1}]"#;
         let wire: Vec<WireRegion> = serde_json::from_str(text).unwrap();
-        assert_eq!(Regions::new(&wire, 4 * MIB).unwrap().pages(), 2);
+        assert_eq!(Regions::new(&wire, 4 * MIB, PageSize::Huge).unwrap().pages(), 2);
     }
 
     #[test]
     fn runs_are_aligned_in_the_image_and_stop_at_spent_pages() {
         // The region begins 5 pages into a run of 16.
         let list = [wire(16 * MIB, 5 * 4096, 0, 4096), wire(32 * MIB, MIB - 5 * 4096, 5 * 4096, 4096)];
-        let mut regions = Regions::new(&list, MIB).unwrap();
+        let regions = Regions::new(&list, MIB, PageSize::Base).unwrap();
         let region = regions.at(32 * MIB).unwrap();
         let run = 16 * 4096;
         assert_eq!(region.unspent_around(0, run), 0..11);
@@ -285,7 +328,7 @@ mod tests {
 
     #[test]
     fn pages_are_given_up_across_regions() {
-        let mut regions = two();
+        let regions = two();
         assert_eq!(regions.give_up(19 * MIB - 8192, 64 * MIB + 4096), 3);
         assert_eq!(regions.give_up(0, MIB), 0);
         assert_eq!(regions.give_up(8 * MIB, 4 * MIB), 0, "a range that ends before it begins");
@@ -298,8 +341,9 @@ mod tests {
     #[test]
     fn huge_pages_are_runs_of_their_own() {
         let list = [wire(16 * MIB, 8 * MIB, 0, 2 * MIB)];
-        let mut regions = Regions::new(&list, 8 * MIB).unwrap();
+        let regions = Regions::new(&list, 8 * MIB, PageSize::Huge).unwrap();
         assert_eq!(regions.pages(), 4);
+        assert!(Regions::new(&list, 8 * MIB, PageSize::Base).is_err(), "a cache has none");
         let region = regions.at(19 * MIB).unwrap();
         assert_eq!((region.page_of(19 * MIB), region.unspent_around(1, 16 * 4096)), (1, 1..2));
     }

@@ -14,11 +14,14 @@ pub const LATENCY_BUCKETS: usize = 24;
 pub struct FaultStats {
     /// Faults that were answered, those for pages that were there by then included.
     pub faults: u64,
-    /// Distinct pages that got content, faulted or filled along, in pages of the region they are in.
+    /// Distinct pages that got content, faulted, filled along or prefetched, in pages of the region they are in.
+    /// Of a cache: those that this server put there, and zero pages of its process.
     pub pages: u64,
+    /// Those of `pages` that were filled before anybody touched them or a neighbour.
+    pub prefetched: u64,
     /// All pages of all regions; 0 until a process is connected.
     pub pages_total: u64,
-    /// Bytes copied from the source.
+    /// Bytes copied from the source, to the process or to its cache.
     pub bytes_copied: u64,
     /// Bytes filled with zero.
     pub bytes_zeroed: u64,
@@ -50,11 +53,12 @@ impl FaultStats {
     }
 }
 
-/// The counters, written by the server's thread and read by anybody.
+/// The counters, written by the server's threads and read by anybody.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) faults: AtomicU64,
     pub(crate) pages: AtomicU64,
+    pub(crate) prefetched: AtomicU64,
     pub(crate) pages_total: AtomicU64,
     pub(crate) bytes_copied: AtomicU64,
     pub(crate) bytes_zeroed: AtomicU64,
@@ -78,6 +82,7 @@ impl Counters {
         FaultStats {
             faults: self.faults.load(Relaxed),
             pages: self.pages.load(Relaxed),
+            prefetched: self.prefetched.load(Relaxed),
             pages_total: self.pages_total.load(Relaxed),
             bytes_copied: self.bytes_copied.load(Relaxed),
             bytes_zeroed: self.bytes_zeroed.load(Relaxed),

@@ -27,15 +27,13 @@ const FAULT_WRITE_PROTECT: u64 = 1 << 1;
 const FAULT_MINOR: u64 = 1 << 2;
 
 /// `struct uffd_msg`: an event number, padding to 8 bytes, and 24 bytes that depend on the event.
-const MESSAGE: usize = 32;
+pub(crate) const MESSAGE: usize = 32;
 
-/// How many events one read takes at most.
-const BATCH: usize = 64;
-
+/// `struct uffdio_range`.
 #[repr(C)]
-struct UffdioRange {
-    start: u64,
-    len: u64,
+pub(crate) struct UffdioRange {
+    pub(crate) start: u64,
+    pub(crate) len: u64,
 }
 
 #[repr(C)]
@@ -61,8 +59,10 @@ pub(crate) enum Event {
     Missing { address: u64 },
     /// A thread waits for something else: write protection, or a page that is only in the page cache.
     OtherFault { kind: &'static str },
-    /// Pages were given up, or their addresses are no longer mapped.
-    Gone { start: u64, end: u64 },
+    /// Pages were given up: what was in them is gone.
+    Removed { start: u64, end: u64 },
+    /// Addresses are no longer mapped.
+    Unmapped { start: u64, end: u64 },
     /// The memory was copied into a new process, which has its own userfaultfd.
     Forked(OwnedFd),
     /// The memory was moved to other addresses, or something unknown happened.
@@ -109,17 +109,25 @@ impl Uffd {
         Ok(Self { fd })
     }
 
-    /// Appends the events that wait to `events`. True where there may be more.
+    /// Appends events that wait to `events`, at most as many as `space` has room for. True where there may be
+    /// more.
     ///
     /// `EINVAL` where the userfaultfd was never set up with `UFFDIO_API`.
-    pub(crate) fn read(&self, events: &mut Vec<Event>) -> io::Result<bool> {
-        let mut buf = [0; MESSAGE * BATCH];
-        let len = match rustix::io::read(&self.fd, &mut buf) {
+    pub(crate) fn read(&self, space: &mut [u8], events: &mut Vec<Event>) -> io::Result<bool> {
+        let room = space.len();
+        let len = match rustix::io::read(&self.fd, &mut *space) {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             result => result?,
         };
-        events.extend(buf[..len].chunks_exact(MESSAGE).map(decode));
-        Ok(len == buf.len())
+        events.extend(space[..len].chunks_exact(MESSAGE).map(decode));
+        Ok(len == room)
+    }
+
+    /// Whether its owner asked to have removed memory announced, as the kernel tells.
+    pub(crate) fn announces_removals(&self) -> io::Result<bool> {
+        const EVENT_REMOVE: u64 = 1 << 3;
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
+        Ok(features_in(&info).is_some_and(|features| features & EVENT_REMOVE != 0))
     }
 
     /// Fills missing pages with `content` and wakes who waits for them.
@@ -161,6 +169,12 @@ fn filled(result: Result<(), Errno>, count: i64, len: u64) -> Filled {
     }
 }
 
+/// The features in what `/proc/PID/fdinfo` says of a userfaultfd: the second number of the line `API:`.
+fn features_in(info: &str) -> Option<u64> {
+    let api = info.lines().find_map(|line| line.strip_prefix("API:"))?;
+    u64::from_str_radix(api.trim().split(':').nth(1)?, 16).ok()
+}
+
 fn decode(message: &[u8]) -> Event {
     let field = |at: usize| {
         let mut number = [0; 8];
@@ -173,7 +187,8 @@ fn decode(message: &[u8]) -> Event {
         }
         EVENT_PAGEFAULT if field(8) & FAULT_MINOR != 0 => Event::OtherFault { kind: "a minor fault" },
         EVENT_PAGEFAULT => Event::Missing { address: field(16) },
-        EVENT_REMOVE | EVENT_UNMAP => Event::Gone { start: field(8), end: field(16) },
+        EVENT_REMOVE => Event::Removed { start: field(8), end: field(16) },
+        EVENT_UNMAP => Event::Unmapped { start: field(8), end: field(16) },
         EVENT_REMAP => Event::Unsupported { event: "a move to other addresses (mremap)" },
         EVENT_FORK => {
             // SAFETY: with this event the kernel has installed a descriptor here that nobody else knows of.
@@ -228,6 +243,19 @@ mod tests {
     }
 
     #[test]
+    fn features_are_read_from_what_the_kernel_says() {
+        for (info, features) in [
+            ("pos:\t0\npending:\t0\ntotal:\t0\nAPI:\taa:80000008:7fbe000000000000\n", Some(0x8000_0008)),
+            ("API:\taa:8:0", Some(8)),
+            ("API:\taa", None),
+            ("API:\taa:x:0", None),
+            ("pos:\t0\n", None),
+        ] {
+            assert_eq!(features_in(info), features, "{info}");
+        }
+    }
+
+    #[test]
     fn messages_are_decoded() {
         let message = |event: u8, fields: [u64; 3]| {
             let mut bytes = [0; MESSAGE];
@@ -242,9 +270,9 @@ mod tests {
         assert!(matches!(message(EVENT_PAGEFAULT, [4, 0x7000, 0]), Event::OtherFault { .. }));
         assert!(matches!(
             message(EVENT_REMOVE, [0x1000, 0x3000, 0]),
-            Event::Gone { start: 0x1000, end: 0x3000 }
+            Event::Removed { start: 0x1000, end: 0x3000 }
         ));
-        assert!(matches!(message(EVENT_UNMAP, [0x1000, 0x3000, 0]), Event::Gone { .. }));
+        assert!(matches!(message(EVENT_UNMAP, [0x1000, 0x3000, 0]), Event::Unmapped { .. }));
         assert!(matches!(message(EVENT_REMAP, [1, 2, 3]), Event::Unsupported { .. }));
         assert!(matches!(message(0x7f, [0; 3]), Event::Unsupported { .. }));
     }
