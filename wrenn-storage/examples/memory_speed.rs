@@ -1,10 +1,11 @@
-//! How fast dumps become layers and layers are read: a quick measurement in the directory given, or the
+//! How fast dumps and pages become layers, and layers are merged and read: a quick measurement in the directory given, or the
 //! system's temporary one.
 //!
 //! `cargo run --release -p wrenn-storage --example memory_speed [MiB] [directory]`
 
 use std::error::Error;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -50,6 +51,42 @@ fn report(what: &str, bytes: u64, took: Duration) {
     println!("{what:<58} {mib:>8.1} MiB {ms:>9.1} ms {:>8.0} MiB/s", mib / took.as_secs_f64());
 }
 
+fn time<T>(what: impl FnOnce() -> T) -> Duration {
+    let begun = Instant::now();
+    std::hint::black_box(what());
+    begun.elapsed()
+}
+
+/// The same guest and diffs without a dump, from memory.
+fn pages_straight(pages: usize, layers: &LayerDir) -> Result<(), Box<dyn Error>> {
+    let mut memory = vec![0; pages * PAGE];
+    for (number, page) in memory.chunks_exact_mut(PAGE).enumerate().filter(|(number, _)| number / 64 % 2 == 0)
+    {
+        fill(page, number as u64 + 1);
+    }
+    let begun = Instant::now();
+    let mut writer = MemoryImage::write_full(Bytes(memory.len() as u64), layers)?;
+    for (number, piece) in memory.chunks(1 << 20).enumerate() {
+        writer.put((number << 20) as u64, piece)?;
+    }
+    let full = writer.finish()?;
+    report("full image of pages, half of them zero, made durable", memory.len() as u64, begun.elapsed());
+    println!("  {} of data, {} on disk", full.data, full.written);
+    for percent in [1, 10] {
+        let dirty = |run: usize| (run * 2_654_435_761) % 100 < percent;
+        let begun = Instant::now();
+        let mut writer = full.image.write_diff()?;
+        for (number, run) in memory.chunks(4 * PAGE).enumerate().filter(|(number, _)| dirty(*number)) {
+            writer.put((number * 4 * PAGE) as u64, run)?;
+        }
+        let diff = writer.finish()?;
+        let took = begun.elapsed();
+        report(&format!("diff of pages, {percent}% in runs of 4, made durable"), diff.data.get(), took);
+        println!("  {} of data, {} on disk", diff.data, diff.written);
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let mib: usize = args.next().map_or(Ok(512), |arg| arg.parse())?;
@@ -84,6 +121,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let begun = Instant::now();
     image.save(&dir.path().join("memory"))?;
     println!("saving the manifest ({} extents): {:.1?}", image.usage()?.extents, begun.elapsed());
+
+    let begun = Instant::now();
+    let merged = image.compact(|_| ControlFlow::Continue(()))?;
+    report("merging the three layers, made durable", merged.data.get(), begun.elapsed());
+    println!("  {} on disk; identity in {:.1?}", merged.written, time(|| merged.image.identity()));
+    pages_straight(pages, &layers)?;
 
     let begun = Instant::now();
     let image = MemoryImage::open(&dir.path().join("memory"), &layers)?;

@@ -69,13 +69,15 @@ impl StagedFile {
     /// Before the rename: the target is as before and the staged file is gone. An error from the last step,
     /// the directory's fsync, leaves the new target in place, but it may not survive a power loss.
     pub fn commit(mut self) -> io::Result<File> {
-        sync(&self.file)?;
+        // What can fail for want of a descriptor comes before what cannot be taken back.
+        let file = self.file.try_clone()?;
+        sync(&file)?;
         fault::point("storage.file.rename")?;
         fs::rename(&self.staged, &self.target)?;
         self.committed = true;
         fault::point("storage.file.renamed")?;
         sync_parent(&self.target)?;
-        self.file.try_clone()
+        Ok(file)
     }
 }
 
@@ -275,7 +277,10 @@ fn stage(target: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Resul
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
             result => result?,
         };
-        flock(&file, FlockOperation::LockExclusive)?;
+        if let Err(e) = flock(&file, FlockOperation::LockExclusive) {
+            let _ = fs::remove_file(&staged).or_else(|_| fs::remove_dir(&staged));
+            return Err(e.into());
+        }
         // A sweep may have taken the entry between its creation and the lock: it is then unlinked.
         if unless_gone(fs::symlink_metadata(&staged))?.is_some_and(|found| same_file(&found, &file)) {
             return Ok((file, staged));

@@ -25,7 +25,7 @@ pub(super) fn compact(
         return Ok(Imported { image, data: none, zeros: none, written: none });
     }
     let mut writer = ImageWriter::full(image.guest_size(), image.layer_dir())?;
-    let reader = unchecked_reader(image)?;
+    let reader = unchecked_reader(image);
     let mut buf = vec![0; CHUNK];
     for range in data_ranges(image.map()) {
         let mut offset = range.start;
@@ -43,10 +43,9 @@ pub(super) fn compact(
 }
 
 /// A reader that checks every block anew: the new layer's checksums vouch for what it hands out.
-fn unchecked_reader(image: &MemoryImage) -> Result<MemoryReader, MemoryError> {
-    let layers =
-        image.layers().iter().map(|layer| layer.unchecked().map(Arc::new)).collect::<Result<_, _>>()?;
-    Ok(MemoryReader::new(Arc::new(Content { layers, map: image.map().clone(), flat: image.is_flat() })))
+fn unchecked_reader(image: &MemoryImage) -> MemoryReader {
+    let layers = image.layers().iter().map(|layer| Arc::new(layer.unchecked())).collect();
+    MemoryReader::new(Arc::new(Content { layers, map: image.map().clone(), flat: image.is_flat() }))
 }
 
 /// The bytes that are in layers, whichever these are, in stretches as long as possible.

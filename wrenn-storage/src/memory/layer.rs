@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::MemoryError;
@@ -25,8 +26,8 @@ pub(super) struct LayerRecord {
 pub(super) struct Layer {
     record: LayerRecord,
     path: PathBuf,
-    file: File,
-    sums: BlockSums,
+    file: Arc<File>,
+    sums: Arc<BlockSums>,
     /// One bit per block that was found intact.
     checked: Box<[AtomicU64]>,
 }
@@ -62,14 +63,17 @@ impl Layer {
 
     /// A layer whose file and checksums were just written.
     pub(super) fn new(record: LayerRecord, path: PathBuf, file: File, sums: BlockSums) -> Self {
-        let words = sums.blocks().div_ceil(64);
-        Self { record, path, file, sums, checked: (0..words).map(|_| AtomicU64::new(0)).collect() }
+        Self::with_parts(record, path, Arc::new(file), Arc::new(sums))
     }
 
     /// The same layer with no block checked yet.
-    pub(super) fn unchecked(&self) -> Result<Self, MemoryError> {
-        let file = self.file.try_clone().map_err(MemoryError::io("open anew", &self.path))?;
-        Ok(Self::new(self.record, self.path.clone(), file, self.sums.clone()))
+    pub(super) fn unchecked(&self) -> Self {
+        Self::with_parts(self.record, self.path.clone(), self.file.clone(), self.sums.clone())
+    }
+
+    fn with_parts(record: LayerRecord, path: PathBuf, file: Arc<File>, sums: Arc<BlockSums>) -> Self {
+        let words = sums.blocks().div_ceil(64);
+        Self { record, path, file, sums, checked: (0..words).map(|_| AtomicU64::new(0)).collect() }
     }
 
     pub(super) fn record(&self) -> &LayerRecord {

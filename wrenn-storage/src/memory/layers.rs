@@ -169,6 +169,11 @@ mod tests {
         assert_eq!(layers.list().unwrap(), [ids[0]].into());
         assert!(layers.path().join("notes.layer").exists());
         assert_eq!(layers.retain(&[ids[0]].into()).unwrap(), Bytes(0));
+        // What another directory shares is removed here and frees nothing.
+        fs::hard_link(layers.layer_path(ids[0]), dir.path().join("shared")).unwrap();
+        fs::remove_file(layers.sums_path(ids[0])).unwrap();
+        assert_eq!(layers.retain(&BTreeSet::new()).unwrap(), Bytes(0));
+        assert!(layers.list().unwrap().is_empty());
     }
 
     #[test]

@@ -90,9 +90,12 @@ impl ImageWriter {
     /// image lacks pages then, so from the first error on the writer can only be dropped: it answers
     /// [`MemoryError::BrokenWriter`].
     pub fn put(&mut self, offset: u64, pages: &[u8]) -> Result<(), MemoryError> {
-        self.check(offset, pages.len())?;
+        if self.broken {
+            return Err(MemoryError::BrokenWriter);
+        }
         // Whatever ends this early leaves an image without these pages.
         self.broken = true;
+        self.check(offset, pages.len() as u64)?;
         for (zero, run) in page_runs(pages.len(), |page| is_zero(&pages[page])) {
             let first = ((offset + run.start as u64) / PAGE_SIZE) as u32;
             if zero {
@@ -139,12 +142,8 @@ impl ImageWriter {
         Ok(Imported { image, data: Bytes(data), zeros: Bytes(zeros), written: Bytes(written) })
     }
 
-    fn check(&mut self, offset: u64, len: usize) -> Result<(), MemoryError> {
-        if self.broken {
-            return Err(MemoryError::BrokenWriter);
-        }
-        self.broken = true;
-        let (len, guest_size) = (len as u64, u64::from(self.pages) * PAGE_SIZE);
+    fn check(&self, offset: u64, len: u64) -> Result<(), MemoryError> {
+        let guest_size = u64::from(self.pages) * PAGE_SIZE;
         if !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::PartPages { offset, len });
         }
@@ -154,7 +153,6 @@ impl ImageWriter {
         if offset < self.next {
             return Err(MemoryError::PageOrder { offset, next: self.next });
         }
-        self.broken = false;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -9,7 +10,12 @@ use wrenn_storage::{LayerDir, MemoryError, MemoryImage};
 
 use super::model::{Guest, PAGE, Place, Write};
 
-const PAGES: usize = 100;
+const PAGES: usize = 48;
+
+/// In memory: thousands of cases that each sync a dozen files are too many for a disk.
+fn place() -> Place {
+    Place::below(Path::new("/dev/shm"))
+}
 
 fn write() -> impl Strategy<Value = Write> {
     prop_oneof![
@@ -118,14 +124,14 @@ impl Journey {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_to_an_image_it_is_the_guests_memory(
         start in generation(),
         steps in vec(step(), 1..16),
     ) {
-        let place = Place::below(std::path::Path::new("/dev/shm"));
+        let place = place();
         let mut guest = Guest::new(PAGES);
         for (page, write) in start {
             guest.apply(page, write);
@@ -144,7 +150,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn every_generation_reads_back_as_the_model(
@@ -153,7 +159,7 @@ proptest! {
         generations in vec(generation(), 1..6),
         reads in vec((0..PAGES * PAGE, 0..5 * PAGE), 8),
     ) {
-        let place = Place::new();
+        let place = place();
         let mut guest = Guest::new(PAGES);
         for (page, write) in start {
             guest.apply(page, write);
@@ -188,7 +194,7 @@ proptest! {
         writes in generation(),
         flips in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..8u32), 12),
     ) {
-        let place = Place::new();
+        let place = place();
         let mut guest = Guest::new(PAGES);
         for (page, write) in start {
             guest.apply(page, write);
@@ -228,7 +234,7 @@ fn is_corrupt(error: &MemoryError) -> bool {
 }
 
 /// Replaces a file's content though it is read-only.
-fn replace(file: &std::path::Path, content: &[u8]) {
+fn replace(file: &Path, content: &[u8]) {
     std::fs::remove_file(file).unwrap();
     std::fs::write(file, content).unwrap();
 }
