@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import data
 import machine
@@ -24,6 +25,7 @@ INSIDE = {
     "WRENN_TEST_DATA": "/scratch/data",
 }
 SILENCE_LIMIT = 180  # seconds without even an "alive" frame, after which the lab hangs
+DYING_LIMIT = 10  # seconds from a broken connection to the end of QEMU's process
 KILL_GRACE = 5  # seconds between passing a signal on and cutting the command off
 LIMIT_STATUS = 124
 
@@ -45,7 +47,10 @@ def connect(state, request):
 
 
 def lost(state, how):
-    alive = machine.started(state["pid"]) == state["started"]
+    # A process that ends closes its connections first, and then takes a while to give back its memory.
+    deadline = time.monotonic() + DYING_LIMIT
+    while (alive := machine.started(state["pid"]) == state["started"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
     what = "does not answer" if alive else "died"
     return LabError(f"the lab {what} ({how}); `lab/lab down` clears it away\n{machine.logs()}")
 
