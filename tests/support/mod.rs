@@ -265,3 +265,20 @@ pub(crate) fn ready_to_be_killed(ids: &[&wrenn::SandboxId]) -> ! {
         std::thread::park();
     }
 }
+
+/// Runs the test `name` of this binary in a process of its own that dies at the fault point `point`; false if it came
+/// to its end instead.
+#[track_caller]
+pub(crate) fn run_until_death(name: &str, test: &TestHost, point: usize) -> bool {
+    let output = Command::new(std::env::current_exe().expect("this test's binary"))
+        .args(["--exact", name, "--nocapture"])
+        .env(KILLED, test.data())
+        .env("WRENN_FAULT", format!("abort:{point}"))
+        .output()
+        .expect("the test's binary runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    let died = text.lines().find(|line| line.starts_with("fault: the process dies"));
+    println!("{name}: {}", died.unwrap_or("it came to its end"));
+    assert!(died.is_some() || output.status.success(), "{name}: {}: {text}", output.status);
+    died.is_some()
+}

@@ -152,7 +152,11 @@ mod tests {
         assert!(matches!(templates.unless_used(&name, never), Err(Cause::TemplateBusy { .. })));
         drop(second);
         let mut removed = false;
-        templates.unless_used(&name, || Ok(removed = true)).unwrap();
+        let remove = || {
+            removed = true;
+            Ok(())
+        };
+        templates.unless_used(&name, remove).unwrap();
         assert!(removed);
     }
 

@@ -64,7 +64,9 @@ impl Compactions {
 
     /// Begins merging the chain of `stored`, the latest snapshot of a sandbox in `store`, if it is too long.
     pub(crate) fn consider(&self, store: &StoreDir, stored: &Stored) {
-        if stored.memory.layers_in_use().len() <= self.policy.max_layers {
+        let mut running = self.running();
+        let under_way = running.get(&stored.record.id).is_some_and(|compaction| !compaction.task.is_finished());
+        if under_way || stored.memory.layers_in_use().len() <= self.policy.max_layers {
             return;
         }
         let unwanted = Arc::new(AtomicBool::new(false));
@@ -82,7 +84,7 @@ impl Compactions {
                 Err(e) => tracing::warn!(sandbox = %id, error = %e, "memory layers could not be merged"),
             }
         });
-        self.running().insert(stored.record.id.clone(), Compaction { unwanted, task });
+        running.insert(stored.record.id.clone(), Compaction { unwanted, task });
     }
 
     /// Breaks off the merging of a sandbox's chain and returns once nothing of it goes on.

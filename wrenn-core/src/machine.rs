@@ -126,14 +126,15 @@ impl Live {
     /// A guest of another sandbox's snapshot still has that one's token: `known` is what it wants to be shown.
     pub(crate) async fn greet_agent(&self, known: &AccessToken) -> Result<(), Cause> {
         let limit = self.identity.spec.ready_timeout();
-        let mut agent = self.agent.with_token(known.clone());
+        let mut agent = self.agent.clone().with_token(known.clone());
+        let mut shows_own = false;
         let greet = async {
             loop {
                 match agent.init(self.greeting()).await {
                     Err(e) if e.is_unreachable() => tokio::time::sleep(GREETING_PAUSE).await,
                     // The answer to an attempt before this one was lost: it has the new token already.
-                    Err(AgentError::Unauthenticated { .. }) if agent.token() != self.agent.token() => {
-                        agent = self.agent.clone();
+                    Err(AgentError::Unauthenticated { .. }) if !shows_own => {
+                        (agent, shows_own) = (self.agent.clone(), true);
                     }
                     result => return Ok(result?),
                 }

@@ -153,6 +153,12 @@ impl PausedSandbox {
         Ok(Template::new(Arc::clone(&self.host), name))
     }
 
+    /// Begins merging the layers of the sandbox's memory in the background, if there are more than the host's
+    /// [`CompactionPolicy`](crate::CompactionPolicy) allows: what every pause does by itself.
+    pub fn compact(&self) {
+        self.host.compactions.consider(&self.identity.dirs.store, &self.stored);
+    }
+
     /// Waits until the layers of the sandbox's memory have been merged, if that is under way.
     pub async fn compacted(&self) {
         self.host.compactions.finish(&self.identity.id).await;
