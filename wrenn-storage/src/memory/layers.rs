@@ -63,7 +63,10 @@ impl LayerDir {
         let mut builder = fs::DirBuilder::new();
         match builder.mode(0o700).create(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(MemoryError::io("create the layer directory", &path))?,
+            // What is durable in the directory is of no use if the directory is not.
+            result => result
+                .and_then(|()| durable::sync_parent(&path))
+                .map_err(MemoryError::io("create the layer directory", &path))?,
         }
         durable::sweep(&path).map_err(MemoryError::io("clean the layer directory", &path))?;
         Ok(Self { path })
