@@ -107,8 +107,8 @@ impl LayerDir {
     /// directories share.
     ///
     /// `keep` has to name the layers of every image that uses the directory, of those included that are being
-    /// imported at this moment: hold imports off while collecting. Readers that are open keep their layers'
-    /// content.
+    /// imported, written, merged or linked at this moment, or that are made and not saved yet: hold all that off
+    /// while collecting. Readers that are open keep their layers' content.
     ///
     /// # Errors
     /// [`MemoryError::Io`] at the first file that cannot be removed; those before it are gone. It can be
