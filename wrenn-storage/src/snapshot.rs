@@ -108,7 +108,11 @@ impl SnapshotStore {
     /// # Errors
     /// The directory cannot be made.
     pub fn stage(&self, generation: u64) -> Result<StagedSnapshot, SnapshotError> {
-        fs::create_dir_all(&self.dir).map_err(SnapshotError::io("create", &self.dir))?;
+        if !self.dir.is_dir() {
+            fs::create_dir_all(&self.dir)
+                .and_then(|()| durable::sync_parent(&self.dir))
+                .map_err(SnapshotError::io("create", &self.dir))?;
+        }
         let path = self.path(generation);
         let staged = StagedDir::create(&path).map_err(SnapshotError::io("create", &path))?;
         Ok(StagedSnapshot { staged, path, generation })

@@ -119,8 +119,8 @@ impl MemoryImage {
 
     /// Merges the layers into one that is flat, in the same directory, and returns the image that uses it.
     ///
-    /// Needs a few mebibytes of memory however large the guest is, and checks every block that it reads. After each
-    /// piece of up to a mebibyte `pace` is told the piece's length: it may wait to leave the disk to others, or end
+    /// Needs a few mebibytes of memory, and 64 KiB for each gibibyte of the guest's, and checks every block that it
+    /// reads. After each piece of up to a mebibyte `pace` is told the piece's length: it may wait to leave the disk to others, or end
     /// the work. This image stays as it is; to switch, [`save`](Self::save) the new one where this one was saved,
     /// which is one rename, and then [`retain`](LayerDir::retain) what is still used. An image that is flat already
     /// is returned as it is.

@@ -63,7 +63,10 @@ impl LayerDir {
         let mut builder = fs::DirBuilder::new();
         match builder.mode(0o700).create(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(MemoryError::io("create the layer directory", &path))?,
+            // What is durable in the directory is of no use if the directory is not.
+            result => result
+                .and_then(|()| durable::sync_parent(&path))
+                .map_err(MemoryError::io("create the layer directory", &path))?,
         }
         durable::sweep(&path).map_err(MemoryError::io("clean the layer directory", &path))?;
         Ok(Self { path })
@@ -104,8 +107,8 @@ impl LayerDir {
     /// directories share.
     ///
     /// `keep` has to name the layers of every image that uses the directory, of those included that are being
-    /// imported at this moment: hold imports off while collecting. Readers that are open keep their layers'
-    /// content.
+    /// imported, written, merged or linked at this moment, or that are made and not saved yet: hold all that off
+    /// while collecting. Readers that are open keep their layers' content.
     ///
     /// # Errors
     /// [`MemoryError::Io`] at the first file that cannot be removed; those before it are gone. It can be

@@ -39,6 +39,8 @@ mod reader;
 mod share;
 mod staged;
 mod sums;
+#[allow(unsafe_code)]
+mod sys;
 mod writer;
 
 pub use error::MemoryError;

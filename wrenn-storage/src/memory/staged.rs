@@ -10,10 +10,15 @@ use super::error::MemoryError;
 use super::layer::{Layer, LayerRecord};
 use super::layers::{LayerDir, LayerId};
 use super::sums::{BlockSummer, BlockSums};
+use super::sys::start_writeback;
 use crate::durable::{self, StagedFile};
 
 /// How much of a dump is read, and of a layer written, at once.
 pub(super) const CHUNK: usize = 1 << 20;
+
+/// How much is written before the kernel is asked to send it to the disk: what is written in the meantime need not be
+/// waited for at the end.
+const WRITEBACK: u64 = 8 << 20;
 
 /// Layers are never written again, and hold what a guest held.
 const LAYER_MODE: u32 = 0o400;
@@ -62,6 +67,8 @@ pub(super) struct StagedLayer {
     gathered: Vec<u8>,
     /// Where `gathered` belongs in the layer.
     flushed: u64,
+    /// Up to where the kernel was asked to send the layer to the disk.
+    sent: u64,
 }
 
 impl StagedLayer {
@@ -70,7 +77,7 @@ impl StagedLayer {
         let path = dir.layer_path(id);
         let staged = StagedFile::create(&path).map_err(MemoryError::io("create the layer", &path))?;
         let (sums, gathered) = (BlockSummer::new(), Vec::with_capacity(CHUNK));
-        Ok(Self { id, path, staged, sums, gathered, flushed: 0 })
+        Ok(Self { id, path, staged, sums, gathered, flushed: 0, sent: 0 })
     }
 
     /// The end of what was appended or skipped, in bytes.
@@ -150,6 +157,10 @@ impl StagedLayer {
             .and_then(|()| fault::point("storage.layer.written"))
             .map_err(MemoryError::io("write the layer", &self.path))?;
         self.flushed += bytes.len() as u64;
+        if self.flushed - self.sent >= WRITEBACK {
+            start_writeback(self.staged.file(), self.sent, self.flushed - self.sent);
+            self.sent = self.flushed;
+        }
         Ok(())
     }
 }

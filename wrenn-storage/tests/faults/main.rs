@@ -58,6 +58,7 @@ fn fails_at_each_point(operation: &Operation) {
         let text = operations::chain(&*error);
         assert!(text.contains("injected fault"), "{what}: {text}");
         assert_eq!(operations::staged_anywhere(dir.path()), Vec::<String>::new(), "{what}");
+        operations::check_dump(dir.path());
         let found = operations::check(dir.path());
         assert!(found == operation.starts_with || found == operation.leaves, "{what}: {found:?}");
         if (operation.can_repeat)(dir.path()) {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
 use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use wrenn_base::Bytes;
@@ -278,6 +279,13 @@ fn keep_only(dir: &Path, image: &MemoryImage) {
     layers.retain(&image.layers_in_use()).unwrap();
     assert_eq!(layers.list().unwrap(), image.layers_in_use());
     assert_eq!(fs::read_dir(dir).unwrap().count(), 2 * image.layers_in_use().len());
+}
+
+/// Panics where a dump that is still one cannot be opened for writing any more, by whoever is not root.
+pub(crate) fn check_dump(dir: &Path) {
+    if let Ok(found) = fs::metadata(dump(dir)) {
+        assert_eq!(found.permissions().mode() & 0o200, 0o200);
+    }
 }
 
 /// The staging names in `dir` and the directories in it.
