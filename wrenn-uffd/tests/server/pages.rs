@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use userfaultfd::FeatureFlags;
-use wrenn_uffd::{End, FaultServer, FaultServerOptions};
+use wrenn_uffd::{End, FaultServer, FaultServerOptions, Prefetch};
 
 use super::peer::{Image, PAGE, Scratch, hand_over, page_of, region, send, shuffled, uffd_or_skip};
 use super::sys::Mapping;
@@ -15,16 +15,20 @@ fn options(run_pages: u32) -> FaultServerOptions {
     FaultServerOptions { run_pages, ..FaultServerOptions::default() }
 }
 
+fn threaded(run_pages: u32, threads: usize) -> FaultServerOptions {
+    FaultServerOptions { threads, ..options(run_pages) }
+}
+
 #[test]
 fn pages_touched_in_random_order_hold_the_image() {
     const PAGES: usize = 1500;
-    for run_pages in [1, 16, 64] {
+    for (run_pages, threads) in [(1, 1), (16, 1), (64, 1), (1, 2), (16, 4)] {
         let Some(uffd) = uffd_or_skip(FeatureFlags::EVENT_REMOVE) else { return };
         let (scratch, image) = (Scratch::new(), Image::new(PAGES));
         // Three regions, handed over in no order, of which the second in memory is the first in the image.
         let parts = [Mapping::new(700 * PAGE).unwrap(), Mapping::new(93 * PAGE).unwrap()];
         let last = Mapping::new((PAGES - 793) * PAGE).unwrap();
-        let server = FaultServer::listen(&scratch.socket(), image.clone(), options(run_pages)).unwrap();
+        let server = FaultServer::listen(&scratch.socket(), image.clone(), threaded(run_pages, threads)).unwrap();
         let memory = [(&last, 793 * PAGE), (&parts[1], 0), (&parts[0], 93 * PAGE)];
         let _stream = hand_over(&scratch.socket(), &memory, &uffd);
         let locate = |page: usize| match page {
@@ -50,7 +54,7 @@ fn pages_touched_in_random_order_hold_the_image() {
         assert_eq!((stats.pages, stats.pages_total), (PAGES as u64, PAGES as u64));
         assert_eq!(stats.bytes_zeroed, (zeros * PAGE) as u64, "zero pages are zeroed, once");
         assert_eq!(stats.bytes_copied, ((PAGES - zeros) * PAGE) as u64, "and never copied");
-        let runs = PAGES.div_ceil(run_pages as usize) as u64;
+        let runs = (PAGES - zeros).div_ceil(run_pages as usize) as u64;
         assert!(stats.faults >= runs, "{} faults", stats.faults);
         if run_pages > 1 {
             assert!(stats.faults < PAGES as u64, "neighbours are filled along: {} faults", stats.faults);
@@ -110,12 +114,20 @@ fn discarded_pages_come_back_as_zero() {
 /// Discards race with faults on neighbouring pages: whatever the order, a discarded page is zero.
 #[test]
 fn discards_racing_with_neighbours_never_bring_content_back() {
+    // By itself, with threads that wait for each other, and with a prefetch that fills what is discarded.
+    race_discards(threaded(64, 1));
+    race_discards(threaded(64, 4));
+    race_discards(FaultServerOptions { prefetch: Prefetch::All, ..threaded(16, 1) });
+    race_discards(FaultServerOptions { prefetch: Prefetch::All, ..threaded(1, 3) });
+}
+
+fn race_discards(options: FaultServerOptions) {
     const PAGES: usize = 4096;
     let Some(uffd) = uffd_or_skip(FeatureFlags::EVENT_REMOVE) else { return };
     let scratch = Scratch::new();
     let image = Arc::new(Image((0..PAGES * PAGE).map(|i| (i / PAGE % 255) as u8 + 1).collect()));
     let memory = Mapping::new(PAGES * PAGE).unwrap();
-    let server = FaultServer::listen(&scratch.socket(), image.clone(), options(64)).unwrap();
+    let server = FaultServer::listen(&scratch.socket(), image.clone(), options).unwrap();
     let _stream = hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
     let started = AtomicBool::new(false);
     std::thread::scope(|scope| {
