@@ -35,8 +35,10 @@ pub(crate) struct Piece {
 /// Fills pages of a process: what one thread needs for that.
 pub(crate) struct Filler<'a> {
     service: &'a Service,
-    /// The content of the pages that were loaded last, from the first of them on.
+    /// Where content is read to.
     buffer: Vec<u8>,
+    /// The content of the pages that were loaded last where it lies with the source, and not in the buffer.
+    resident: Option<&'a [u8]>,
     /// A page of zeros for mappings that the kernel cannot zero itself (hugetlbfs); empty where there is
     /// none.
     zeros: Vec<u8>,
@@ -44,7 +46,7 @@ pub(crate) struct Filler<'a> {
 
 impl<'a> Filler<'a> {
     pub(crate) fn new(service: &'a Service) -> Self {
-        Self { service, buffer: Vec::new(), zeros: Vec::new() }
+        Self { service, buffer: Vec::new(), resident: None, zeros: Vec::new() }
     }
 
     /// The piece that `page` begins, up to page `end` at most.
@@ -87,13 +89,21 @@ impl<'a> Filler<'a> {
 
     /// Reads pages' content, which [`put`](Self::put) then takes.
     pub(crate) fn load(&mut self, region: &Region, pages: &Range<u64>) -> Result<(), UffdError> {
-        let len = ((pages.end - pages.start) * region.page_size) as usize;
+        let (offset, len) = (region.image_offset(pages.start), (pages.end - pages.start) * region.page_size);
+        let (source, len) = (self.service.backing.source(), len as usize);
+        self.resident = source.resident(offset, len).filter(|content| content.len() == len);
+        if self.resident.is_some() {
+            return Ok(());
+        }
         if self.buffer.len() < len {
             self.buffer.resize(len, 0);
         }
-        let offset = region.image_offset(pages.start);
-        let source = self.service.backing.source();
         source.read(offset, &mut self.buffer[..len]).map_err(|source| UffdError::Source { offset, source })
+    }
+
+    /// What was loaded last, from the first of the pages on; there may be more behind it.
+    fn loaded(&self) -> &[u8] {
+        self.resident.unwrap_or(&self.buffer)
     }
 
     /// Fills a piece, whose content must be loaded if it is data; `wanted` is one of its pages that somebody
@@ -118,7 +128,7 @@ impl<'a> Filler<'a> {
                 RunKind::Zero => self.fill_zero(region, &pages),
                 RunKind::Data => {
                     let at = |page: u64| ((page - piece.pages.start) * region.page_size) as usize;
-                    let content = &self.buffer[at(pages.start)..at(pages.end)];
+                    let content = &self.loaded()[at(pages.start)..at(pages.end)];
                     self.service.uffd.copy(region.address(pages.start), content)
                 }
             };
@@ -163,7 +173,7 @@ impl<'a> Filler<'a> {
     fn put_into(&self, cache: &PageCache, region: &Region, piece: &Piece) -> Result<Placed, UffdError> {
         let pages = region.image_pages(&piece.pages);
         let len = ((pages.end - pages.start) * PAGE_SIZE) as usize;
-        let new = cache.fill(pages.start, &self.buffer[..len])?;
+        let new = cache.fill(pages.start, &self.loaded()[..len])?;
         self.count(RunKind::Data, new * PAGE_SIZE);
         Counters::add(&self.service.counters().pages, new);
         self.wake(region, &piece.pages)?;

@@ -32,11 +32,15 @@ use peer::{PAGE, Scratch, hand_over, join, shuffled, uffd_or_skip};
 use sys::Mapping;
 
 /// An image that lies in memory, all data.
-struct Plain(Vec<u8>);
+struct Plain {
+    content: Vec<u8>,
+    /// Whether it is lent out, as what is mapped is, or copied, as what is read from a file is.
+    lends: bool,
+}
 
 impl PageSource for Plain {
     fn len(&self) -> u64 {
-        self.0.len() as u64
+        self.content.len() as u64
     }
 
     fn lookup(&self, _offset: u64, max: u64) -> Run {
@@ -44,8 +48,12 @@ impl PageSource for Plain {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BoxError> {
-        buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
+        buf.copy_from_slice(&self.content[offset as usize..offset as usize + buf.len()]);
         Ok(())
+    }
+
+    fn resident(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        self.lends.then(|| &self.content[offset as usize..offset as usize + len])
     }
 }
 
@@ -98,16 +106,19 @@ fn served(
 }
 
 /// Everything once, the limit first.
-fn round(image: &Arc<Plain>, order: &[usize]) -> Option<Vec<Measured>> {
+fn round(images: &[Arc<Plain>; 2], order: &[usize]) -> Option<Vec<Measured>> {
     let plain = |what: &str, took, faults| Measured { what: what.to_owned(), took, faults, median: Duration::ZERO };
     let with = |run_pages| FaultServerOptions { run_pages, ..FaultServerOptions::default() };
+    let image = &images[0];
     let mut rows = vec![
-        plain("bare UFFDIO_COPY of 2 MiB (the limit)", bare::bulk(&image.0)?, 0),
-        plain("handler of twenty lines, single pages", bare::minimal_handler(&image.0, order)?, order.len() as u64),
+        plain("bare UFFDIO_COPY of 2 MiB (the limit)", bare::bulk(&image.content)?, 0),
+        plain("handler of twenty lines, single pages", bare::minimal_handler(&image.content, order)?, order.len() as u64),
     ];
     for run_pages in [1, 16, 32, 64] {
-        let what = format!("fault server, runs of {run_pages}");
-        rows.push(served(&what, image.clone(), order, with(run_pages))?);
+        for (image, how) in images.iter().zip(["lent", "read"]) {
+            let what = format!("fault server, runs of {run_pages}, {how}");
+            rows.push(served(&what, image.clone(), order, with(run_pages))?);
+        }
     }
     let record = FaultServerOptions { record: true, ..with(16) };
     rows.push(served("fault server, runs of 16, recorded", image.clone(), order, record)?);
@@ -134,11 +145,12 @@ fn main() {
     if let Err(e) = sched_setaffinity(None, &core) {
         eprintln!("not pinned to one core: {e}");
     }
-    let image = Arc::new(Plain((0..pages * PAGE).map(|i| (i >> 12) as u8 | 1).collect()));
+    let content: Vec<_> = (0..pages * PAGE).map(|i| (i >> 12) as u8 | 1).collect();
+    let images = [true, false].map(|lends| Arc::new(Plain { content: content.clone(), lends }));
     let order = shuffled(pages, 42);
     // The machine's first touch of its own memory is not what is to be measured.
-    let _ = bare::bulk(&image.0);
-    let Some(measured) = (0..rounds).map(|_| round(&image, &order)).collect::<Option<Vec<_>>>() else {
+    let _ = bare::bulk(&content);
+    let Some(measured) = (0..rounds).map(|_| round(&images, &order)).collect::<Option<Vec<_>>>() else {
         return;
     };
     println!("{mib} MiB, {pages} pages in random order, one core, median of {rounds} rounds");
