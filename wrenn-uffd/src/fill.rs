@@ -64,19 +64,22 @@ impl<'a> Filler<'a> {
     /// The piece around a page that was touched, of pages that have no content yet: of data as much as the
     /// source has at hand within the aligned run, of zeros, which cost next to nothing, more.
     pub(crate) fn piece_around(&self, region: &Region, page: u64) -> Piece {
-        let alone = self.piece(region, page, page + 1);
-        if alone.kind == RunKind::Zero {
-            let around = region.unspent_around(page, CHUNK_PAGES * PAGE_SIZE);
-            let first = self.piece(region, around.start, around.end);
+        let near = region.unspent_around(page, self.service.run_bytes);
+        let mut end = near.end;
+        if self.piece(region, page, page + 1).kind == RunKind::Zero {
+            let wide = region.unspent_around(page, CHUNK_PAGES * PAGE_SIZE);
+            let first = self.piece(region, wide.start, wide.end);
             if first.kind == RunKind::Zero && first.pages.contains(&page) {
                 return first;
             }
-            return self.piece(region, page, around.end);
+            end = end.max(wide.end);
         }
-        let around = region.unspent_around(page, self.service.run_bytes);
-        let mut piece = self.piece(region, around.start, around.end);
+        let mut piece = self.piece(region, near.start, end);
         while !piece.pages.contains(&page) {
-            piece = self.piece(region, piece.pages.end, around.end);
+            piece = self.piece(region, piece.pages.end, end);
+        }
+        if piece.kind == RunKind::Zero {
+            return piece;
         }
         if let Some(cache) = self.service.backing.cache() {
             let first = region.image_pages(&(0..1)).start;

@@ -39,7 +39,13 @@ fn threads_left() -> usize {
 }
 
 /// One server's life, in a way that the number chooses. False where there is no userfaultfd.
-fn round(number: usize, scratch: &Scratch, image: &Arc<Image>, cache: &Arc<PageCache>, reaper: &Reaper) -> bool {
+fn round(
+    number: usize,
+    scratch: &Scratch,
+    image: &Arc<Image>,
+    cache: &Arc<PageCache>,
+    reaper: &Reaper,
+) -> bool {
     let Some(uffd) = uffd_or_skip(FeatureFlags::EVENT_REMOVE) else { return false };
     let mut undo = UndoList::new(reaper);
     let options = FaultServerOptions {

@@ -107,12 +107,17 @@ fn served(
 
 /// Everything once, the limit first.
 fn round(images: &[Arc<Plain>; 2], order: &[usize]) -> Option<Vec<Measured>> {
-    let plain = |what: &str, took, faults| Measured { what: what.to_owned(), took, faults, median: Duration::ZERO };
+    let plain =
+        |what: &str, took, faults| Measured { what: what.to_owned(), took, faults, median: Duration::ZERO };
     let with = |run_pages| FaultServerOptions { run_pages, ..FaultServerOptions::default() };
     let image = &images[0];
     let mut rows = vec![
         plain("bare UFFDIO_COPY of 2 MiB (the limit)", bare::bulk(&image.content)?, 0),
-        plain("handler of twenty lines, single pages", bare::minimal_handler(&image.content, order)?, order.len() as u64),
+        plain(
+            "handler of twenty lines, single pages",
+            bare::minimal_handler(&image.content, order)?,
+            order.len() as u64,
+        ),
     ];
     for run_pages in [1, 16, 32, 64] {
         for (image, how) in images.iter().zip(["lent", "read"]) {

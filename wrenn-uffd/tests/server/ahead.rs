@@ -10,9 +10,7 @@ use wrenn_uffd::{
     Backing, End, FaultServer, FaultServerOptions, PageCache, PageRun, PageSource, Prefetch, Run,
 };
 
-use super::peer::{
-    Image, LONG, PAGE, Scratch, eventually, hand_over, join, page_of, shuffled, uffd_or_skip,
-};
+use super::peer::{Image, LONG, PAGE, Scratch, eventually, hand_over, join, page_of, shuffled, uffd_or_skip};
 use super::sys::Mapping;
 
 /// An image that notes what is read of it, and lets a test into each read.
@@ -163,7 +161,15 @@ fn what_one_clone_prefetches_no_other_one_reads() {
 #[test]
 fn runs_are_prefetched_in_order_cut_to_the_image_and_to_the_limit() {
     const PAGES: usize = 2048;
-    let wish = [run(700, 10), run(710, 500), run(9, 0), run(1 << 60, 5), run(u64::MAX, u64::MAX), run(2040, 100), run(3, 4)];
+    let wish = [
+        run(700, 10),
+        run(710, 500),
+        run(9, 0),
+        run(1 << 60, 5),
+        run(u64::MAX, u64::MAX),
+        run(2040, 100),
+        run(3, 4),
+    ];
     for (limit, expected) in [
         (u64::MAX, vec![(700, 324), (1024, 186), (2040, 8), (3, 4)]),
         (330 * PAGE as u64 + 5, vec![(700, 324), (1024, 6)]),
@@ -171,8 +177,7 @@ fn runs_are_prefetched_in_order_cut_to_the_image_and_to_the_limit() {
     ] {
         let image = all_data(PAGES);
         let source = Watched::new(image.clone(), |_| Ok(()));
-        let options =
-            FaultServerOptions { prefetch_limit: limit, ..ahead(Prefetch::Runs(wish.to_vec())) };
+        let options = FaultServerOptions { prefetch_limit: limit, ..ahead(Prefetch::Runs(wish.to_vec())) };
         let Some(guest) = Guest::start(source.clone(), image.len(), options) else { return };
         let pages: u64 = expected.iter().map(|(_, pages)| pages).sum();
         guest.wait_for_prefetched(pages);
@@ -211,7 +216,8 @@ fn what_was_recorded_is_what_the_next_one_needs() {
         }
         let first_data = touched.iter().find(|page| !image.is_zero(**page)).copied().unwrap() as u64;
         assert!((record[0].first..record[0].first + record[0].pages).contains(&first_data));
-        let next = Guest::start(backing().unwrap(), image.len(), ahead(Prefetch::Runs(record.clone()))).unwrap();
+        let next =
+            Guest::start(backing().unwrap(), image.len(), ahead(Prefetch::Runs(record.clone()))).unwrap();
         next.wait_for_prefetched(record.iter().map(number).sum());
         next.check(&image, touched.iter().copied().filter(|page| !image.is_zero(*page)));
         next.server.stop().unwrap();
@@ -229,9 +235,9 @@ fn gate() -> (Sender<()>, Mutex<Receiver<()>>) {
 /// Whether a thread of this process waits for a page.
 fn somebody_waits() -> bool {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    tasks.filter_map(|task| std::fs::read_to_string(task.path().join("wchan")).ok()).any(|at| {
-        at.contains("handle_userfault")
-    })
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("wchan")).ok())
+        .any(|at| at.contains("handle_userfault"))
 }
 
 #[test]
@@ -291,7 +297,8 @@ fn a_source_that_fails_ends_the_prefetch_and_nothing_else() {
         });
         let backing: Option<Backing> =
             if cached { PageCache::new(source).ok().map(Into::into) } else { Some(source.into()) };
-        let Some(guest) = backing.and_then(|backing| Guest::start(backing, image.len(), ahead(Prefetch::All)))
+        let Some(guest) =
+            backing.and_then(|backing| Guest::start(backing, image.len(), ahead(Prefetch::All)))
         else {
             return;
         };
@@ -326,8 +333,11 @@ fn a_prefetch_stops_after_the_read_that_is_under_way() {
             }
             Ok(())
         });
-        let backing: Option<Backing> =
-            if cached { PageCache::new(source.clone()).ok().map(Into::into) } else { Some(source.clone().into()) };
+        let backing: Option<Backing> = if cached {
+            PageCache::new(source.clone()).ok().map(Into::into)
+        } else {
+            Some(source.clone().into())
+        };
         let options = FaultServerOptions { threads, ..ahead(Prefetch::All) };
         let Some(Guest { server, _uffd, memory, _scratch }) =
             backing.and_then(|backing| Guest::start(backing, image.len(), options))

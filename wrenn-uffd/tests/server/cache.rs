@@ -11,8 +11,8 @@ use wrenn_uffd::{
 
 use super::children::{PAGES as CHILD_PAGES, Served};
 use super::peer::{
-    Image, LONG, PAGE, Scratch, eventually, join, noting_failure, page_of, region, send, shuffled, take_cache,
-    uffd_or_skip,
+    Image, LONG, PAGE, Scratch, eventually, join, noting_failure, page_of, region, send, shuffled,
+    take_cache, uffd_or_skip,
 };
 use super::sys::Mapping;
 

@@ -87,7 +87,9 @@ fn child() {
                 std::thread::park();
             }
         }
-        "touch all pages" | "touch all pages of a cache" => (0..PAGES).for_each(|page| drop(page_of(&memory, page))),
+        "touch all pages" | "touch all pages of a cache" => {
+            (0..PAGES).for_each(|page| drop(page_of(&memory, page)))
+        }
         "touch without a userfaultfd of its own" => {
             drop(uffd);
             drop(page_of(&memory, 6));

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use userfaultfd::FeatureFlags;
-use wrenn_uffd::{End, FaultServer, FaultServerOptions, Prefetch};
+use wrenn_base::BoxError;
+use wrenn_uffd::{
+    Backing, End, FaultServer, FaultServerOptions, PageCache, PageSource, Prefetch, Run, RunKind,
+};
 
-use super::peer::{Image, PAGE, Scratch, hand_over, page_of, region, send, shuffled, uffd_or_skip};
+use super::peer::{Image, PAGE, Scratch, hand_over, join, page_of, region, send, shuffled, uffd_or_skip};
 use super::sys::Mapping;
 
 fn options(run_pages: u32) -> FaultServerOptions {
@@ -28,7 +31,8 @@ fn pages_touched_in_random_order_hold_the_image() {
         // Three regions, handed over in no order, of which the second in memory is the first in the image.
         let parts = [Mapping::new(700 * PAGE).unwrap(), Mapping::new(93 * PAGE).unwrap()];
         let last = Mapping::new((PAGES - 793) * PAGE).unwrap();
-        let server = FaultServer::listen(&scratch.socket(), image.clone(), threaded(run_pages, threads)).unwrap();
+        let server =
+            FaultServer::listen(&scratch.socket(), image.clone(), threaded(run_pages, threads)).unwrap();
         let memory = [(&last, 793 * PAGE), (&parts[1], 0), (&parts[0], 93 * PAGE)];
         let _stream = hand_over(&scratch.socket(), &memory, &uffd);
         let locate = |page: usize| match page {
@@ -61,6 +65,87 @@ fn pages_touched_in_random_order_hold_the_image() {
         }
         assert_eq!(stats.latency.iter().sum::<u64>(), stats.faults);
     }
+}
+
+/// An image that lends its content, and cannot be read otherwise.
+struct Lent(Arc<Image>);
+
+impl PageSource for Lent {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn lookup(&self, offset: u64, max: u64) -> Run {
+        self.0.lookup(offset, max)
+    }
+
+    fn read(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), BoxError> {
+        Err("what is lent need not be read".into())
+    }
+
+    fn resident(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        Some(&self.0.0[offset as usize..offset as usize + len])
+    }
+}
+
+#[test]
+fn what_lies_in_memory_is_not_read() {
+    const PAGES: usize = 300;
+    let image = Image::new(PAGES);
+    for cached in [false, true] {
+        let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else {
+            return;
+        };
+        let source = Arc::new(Lent(image.clone()));
+        let backing: Backing = if cached { PageCache::new(source).unwrap().into() } else { source.into() };
+        let server = FaultServer::listen(&scratch.socket(), backing, options(16)).unwrap();
+        let memory = if cached {
+            join(&scratch.socket(), &uffd).2
+        } else {
+            let memory = Mapping::new(PAGES * PAGE).unwrap();
+            hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
+            memory
+        };
+        for page in shuffled(PAGES, 2) {
+            assert!(page_of(&memory, page) == image.page(page), "page {page}");
+        }
+        assert_eq!(server.stop().unwrap(), End::Stopped);
+    }
+}
+
+/// A source whose runs end where its compressed frames do: every seven pages.
+struct Framed(Arc<Image>, std::sync::Mutex<Vec<(usize, usize)>>);
+
+impl PageSource for Framed {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn lookup(&self, offset: u64, max: u64) -> Run {
+        let frame = (7 * PAGE) as u64;
+        Run { kind: RunKind::Data, len: max.min(frame - offset % frame) }
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BoxError> {
+        self.1.lock().unwrap().push((offset as usize / PAGE, buf.len() / PAGE));
+        self.0.read(offset, buf)
+    }
+}
+
+#[test]
+fn a_fault_reads_nothing_beyond_what_the_source_has_at_hand() {
+    const PAGES: usize = 64;
+    let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else { return };
+    let source = Arc::new(Framed(Image::new(PAGES), Default::default()));
+    let server = FaultServer::listen(&scratch.socket(), source.clone(), options(32)).unwrap();
+    let memory = Mapping::new(PAGES * PAGE).unwrap();
+    let _stream = hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
+    for page in [20, 3, 30, 33, 63] {
+        assert!(page_of(&memory, page) == source.0.page(page), "page {page}");
+    }
+    server.stop().unwrap();
+    // The runs of 32 cut the frame of pages 28 to 34, and the image's end the last one.
+    assert_eq!(*source.1.lock().unwrap(), [(14, 7), (0, 7), (28, 4), (32, 3), (63, 1)]);
 }
 
 #[test]
