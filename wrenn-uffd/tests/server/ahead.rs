@@ -56,7 +56,7 @@ fn all_data(pages: usize) -> Arc<Image> {
 }
 
 fn ahead(prefetch: Prefetch) -> FaultServerOptions {
-    FaultServerOptions { prefetch, ..FaultServerOptions::default() }
+    FaultServerOptions { prefetch, run_pages: 16, ..FaultServerOptions::default() }
 }
 
 fn run(first: u64, pages: u64) -> PageRun {
@@ -347,7 +347,10 @@ fn a_prefetch_stops_after_the_read_that_is_under_way() {
         *own.lock().unwrap() = Some(server);
         let server = seen.recv_timeout(LONG).unwrap();
         assert_eq!(server.stop().unwrap(), End::Stopped);
-        assert_eq!(source.reads(), [(0, 512), (512, 512), (1024, 512)]);
+        let reads = source.reads();
+        assert_eq!(reads[..3], [(0, 512), (512, 512), (1024, 512)]);
+        // Each other thread may just have looked whether it is to stop, and not have begun to read.
+        assert!(reads.len() < 3 + threads, "{reads:?}");
         drop((memory, _uffd));
     }
 }

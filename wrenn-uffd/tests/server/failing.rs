@@ -234,6 +234,12 @@ fn the_failure_callback_may_stop_the_server() {
     if !can_serve() {
         return;
     }
+    for threads in [1, 4] {
+        stop_in_callback(threads);
+    }
+}
+
+fn stop_in_callback(threads: usize) {
     let scratch = Scratch::new();
     let own: Arc<Mutex<Option<FaultServer>>> = Arc::default();
     let (done, seen) = channel();
@@ -243,6 +249,7 @@ fn the_failure_callback_may_stop_the_server() {
             let server = in_callback.lock().unwrap().take().unwrap();
             done.send(server.stop().is_err()).unwrap();
         })),
+        threads,
         ..FaultServerOptions::default()
     };
     let source = Arc::new(Scripted(|_, _: &mut [u8]| Err("gone".into())));

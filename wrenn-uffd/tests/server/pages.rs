@@ -1,6 +1,6 @@
 //! What pages hold.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use userfaultfd::FeatureFlags;
 use wrenn_base::BoxError;
 use wrenn_uffd::{
-    Backing, End, FaultServer, FaultServerOptions, PageCache, PageSource, Prefetch, Run, RunKind,
+    Backing, End, FaultServer, FaultServerOptions, PageCache, PageRun, PageSource, Prefetch, Run, RunKind,
 };
 
-use super::peer::{Image, PAGE, Scratch, hand_over, join, page_of, region, send, shuffled, uffd_or_skip};
+use super::peer::{
+    Image, PAGE, Scratch, eventually, hand_over, join, page_of, region, send, shuffled, uffd_or_skip,
+};
 use super::sys::Mapping;
 
 fn options(run_pages: u32) -> FaultServerOptions {
@@ -287,16 +289,22 @@ impl Drop for HugePages {
     }
 }
 
+const HUGE: usize = 2 << 20;
+
+/// Four huge pages, of a memfd on hugetlbfs or of none.
+fn huge_memory(memfd: bool) -> std::io::Result<Mapping> {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    if !memfd {
+        return Mapping::huge(4 * HUGE);
+    }
+    let file = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
+    ftruncate(&file, 4 * HUGE as u64)?;
+    Mapping::of_cache(&file, 0, 4 * HUGE)
+}
+
 #[test]
 fn huge_pages_are_served_whole() {
-    const HUGE: usize = 2 << 20;
     let Some(_pages) = HugePages::or_skip(4) else { return };
-    let Some(uffd) = uffd_or_skip(FeatureFlags::empty()) else { return };
-    let memory = match Mapping::huge(4 * HUGE) {
-        Ok(memory) => memory,
-        Err(e) => return eprintln!("SKIP: no huge pages to map: {e}"),
-    };
-    let scratch = Scratch::new();
     // One with content all over, one zero, one that begins with zeros, one that ends with them.
     let mut content = vec![0; 4 * HUGE];
     for (i, byte) in content.iter_mut().enumerate() {
@@ -306,22 +314,117 @@ fn huge_pages_are_served_whole() {
         }
     }
     let image = Arc::new(Image(content));
-    let server = FaultServer::listen(&scratch.socket(), image.clone(), options(16)).unwrap();
-    uffd.register(memory.pointer(), memory.len()).unwrap();
-    let stream = UnixStream::connect(scratch.socket()).unwrap();
-    let text = format!("[{}]", region(&memory, 0, HUGE));
-    send(&stream, text.as_bytes(), &[uffd.as_fd()]).unwrap();
-    for page in [3, 1, 0, 2] {
-        let mut read = vec![0xee; HUGE];
-        memory.read(page * HUGE, &mut read);
-        assert!(read == image.0[page * HUGE..(page + 1) * HUGE], "huge page {page}");
+    // A piece of a huge page is prefetched as the whole of it.
+    let piece = Prefetch::Runs(vec![PageRun { first: 600, pages: 1 }, PageRun { first: 1030, pages: 3 }]);
+    for (memfd, prefetch, ahead) in [(false, Prefetch::None, 0), (true, Prefetch::None, 0), (true, piece, 2)]
+    {
+        let Some(uffd) = uffd_or_skip(FeatureFlags::empty()) else { return };
+        let memory = match huge_memory(memfd) {
+            Ok(memory) => memory,
+            Err(e) => return eprintln!("SKIP: no huge pages to map: {e}"),
+        };
+        let scratch = Scratch::new();
+        let options = FaultServerOptions { prefetch, ..options(16) };
+        let server = FaultServer::listen(&scratch.socket(), image.clone(), options).unwrap();
+        uffd.register(memory.pointer(), memory.len()).unwrap();
+        let stream = UnixStream::connect(scratch.socket()).unwrap();
+        let text = format!("[{}]", region(&memory, 0, HUGE));
+        send(&stream, text.as_bytes(), &[uffd.as_fd()]).unwrap();
+        eventually("pages are prefetched", || server.stats().prefetched == ahead);
+        let read = |page: usize| {
+            let mut content = vec![0xee; HUGE];
+            memory.read(page * HUGE, &mut content);
+            content
+        };
+        for page in [3, 1, 0, 2] {
+            assert!(read(page) == image.0[page * HUGE..(page + 1) * HUGE], "huge page {page}");
+        }
+        memory.discard(0, HUGE).unwrap();
+        assert!(read(0).iter().all(|byte| *byte == 0));
+        server.stop().unwrap();
+        let stats = server.stats();
+        assert_eq!((stats.pages, stats.pages_total, stats.faults), (4, 4, 5 - ahead));
+        assert_eq!((stats.bytes_copied, stats.bytes_zeroed), (3 * HUGE as u64, 2 * HUGE as u64));
     }
-    memory.discard(0, HUGE).unwrap();
-    let mut read = vec![0xee; HUGE];
-    memory.read(0, &mut read);
-    assert!(read.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn pages_that_the_process_fills_itself_stay_as_they_are() {
+    const PAGES: usize = 64;
+    let image = Image::new(PAGES);
+    for cached in [false, true] {
+        let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else {
+            return;
+        };
+        let backing: Backing =
+            if cached { PageCache::new(image.clone()).unwrap().into() } else { image.clone().into() };
+        let server = FaultServer::listen(&scratch.socket(), backing, options(16)).unwrap();
+        let memory = if cached {
+            join(&scratch.socket(), &uffd).2
+        } else {
+            let memory = Mapping::new(PAGES * PAGE).unwrap();
+            hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
+            memory
+        };
+        // In the midst of a run of data, and of a run of zeros.
+        for page in [7, 17] {
+            assert_eq!(image.is_zero(page), page == 17);
+            super::forking::copy(&uffd, &memory, page * PAGE, &[0x5a; PAGE]);
+        }
+        for page in shuffled(PAGES, 3) {
+            let expected = if page == 7 || page == 17 { &[0x5a; PAGE][..] } else { image.page(page) };
+            assert!(page_of(&memory, page) == expected, "page {page}");
+        }
+        assert_eq!(server.stop().unwrap(), End::Stopped);
+    }
+}
+
+/// While a removal is announced and nobody has read of it, the kernel refuses to fill pages.
+#[test]
+fn a_fill_that_meets_a_removal_is_tried_again() {
+    const PAGES: usize = 256;
+    let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else { return };
+    struct Gated(Arc<Image>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+    impl PageSource for Gated {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn lookup(&self, offset: u64, max: u64) -> Run {
+            self.0.lookup(offset, max)
+        }
+        fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BoxError> {
+            let _ = self.1.lock().unwrap().recv();
+            self.0.read(offset, buf)
+        }
+    }
+    let (open, gate) = std::sync::mpsc::channel();
+    let image = Image::new(PAGES);
+    let source = Arc::new(Gated(image.clone(), gate.into()));
+    let server = FaultServer::listen(&scratch.socket(), source, options(16)).unwrap();
+    let memory = Mapping::new(PAGES * PAGE).unwrap();
+    let _stream = hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
+    let waits_at = |place: &str| {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let mut places = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("wchan")).ok());
+        places.any(|at| at.contains(place))
+    };
+    std::thread::scope(|scope| {
+        // Its answer waits for the source ...
+        scope.spawn(|| assert!(page_of(&memory, 6) == image.page(6)));
+        eventually("a thread waits for its page", || waits_at("handle_userfault"));
+        eventually("its fault was read", || {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", uffd.as_raw_fd())).unwrap();
+            info.lines().any(|line| line.split_whitespace().eq(["pending:", "0"]))
+        });
+        // ... and meanwhile another thread gives up a neighbour.
+        scope.spawn(|| memory.discard(8 * PAGE, PAGE).unwrap());
+        eventually("a removal is announced", || waits_at("userfaultfd_"));
+        drop(open);
+    });
+    assert_eq!(page_of(&memory, 8), [0; PAGE], "and it is gone");
+    assert!(page_of(&memory, 9) == image.page(9));
     server.stop().unwrap();
     let stats = server.stats();
-    assert_eq!((stats.pages, stats.pages_total, stats.faults), (4, 4, 5));
-    assert_eq!((stats.bytes_copied, stats.bytes_zeroed), (3 * HUGE as u64, 2 * HUGE as u64));
+    assert!(stats.retries > 0, "{stats:?}");
+    assert_eq!(stats.pages_removed, 1);
 }
