@@ -88,14 +88,18 @@ pub enum UffdError {
     },
     /// A process on a cache gave pages back (`MADV_DONTNEED`, a balloon). It cannot go on: what it would read
     /// there is the image's old content, straight from the cache, where it must find zeros.
-    #[error("the process gave back memory at {address:#x}, where its page cache would bring old content back")]
+    #[error(
+        "the process gave back memory at {address:#x}, where its page cache would bring old content back"
+    )]
     Removed {
         /// Where the pages begin that it gave back.
         address: u64,
     },
     /// Somebody put pages into a cache who was not to: its content is not the image's. No process goes on, or
     /// begins, with this cache.
-    #[error("the image's page cache holds pages that were not put there by its servers, at {offset:#x} or after")]
+    #[error(
+        "the image's page cache holds pages that were not put there by its servers, at {offset:#x} or after"
+    )]
     Tainted {
         /// Where in the image such pages may begin.
         offset: u64,
@@ -144,7 +148,9 @@ pub enum HandshakeError {
     #[error("its userfaultfd cannot be read: it has to be set up by UFFDIO_API first")]
     Unusable(#[source] io::Error),
     /// The userfaultfd does not tell of memory that is given back, without which a cache cannot be shown.
-    #[error("its userfaultfd does not announce removed memory (UFFD_FEATURE_EVENT_REMOVE), as a page cache needs")]
+    #[error(
+        "its userfaultfd does not announce removed memory (UFFD_FEATURE_EVENT_REMOVE), as a page cache needs"
+    )]
     Removals,
     /// It listed no region, or too many.
     #[error("it listed {found} memory regions; 1 to {limit} are served")]

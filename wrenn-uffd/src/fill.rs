@@ -35,8 +35,10 @@ pub(crate) struct Piece {
 /// Fills pages of a process: what one thread needs for that.
 pub(crate) struct Filler<'a> {
     service: &'a Service,
-    /// The content of the pages that were loaded last, from the first of them on.
+    /// Where content is read to.
     buffer: Vec<u8>,
+    /// The content of the pages that were loaded last where it lies with the source, and not in the buffer.
+    resident: Option<&'a [u8]>,
     /// A page of zeros for mappings that the kernel cannot zero itself (hugetlbfs); empty where there is
     /// none.
     zeros: Vec<u8>,
@@ -44,7 +46,7 @@ pub(crate) struct Filler<'a> {
 
 impl<'a> Filler<'a> {
     pub(crate) fn new(service: &'a Service) -> Self {
-        Self { service, buffer: Vec::new(), zeros: Vec::new() }
+        Self { service, buffer: Vec::new(), resident: None, zeros: Vec::new() }
     }
 
     /// The piece that `page` begins, up to page `end` at most.
@@ -62,19 +64,22 @@ impl<'a> Filler<'a> {
     /// The piece around a page that was touched, of pages that have no content yet: of data as much as the
     /// source has at hand within the aligned run, of zeros, which cost next to nothing, more.
     pub(crate) fn piece_around(&self, region: &Region, page: u64) -> Piece {
-        let alone = self.piece(region, page, page + 1);
-        if alone.kind == RunKind::Zero {
-            let around = region.unspent_around(page, CHUNK_PAGES * PAGE_SIZE);
-            let first = self.piece(region, around.start, around.end);
+        let near = region.unspent_around(page, self.service.run_bytes);
+        let mut end = near.end;
+        if self.piece(region, page, page + 1).kind == RunKind::Zero {
+            let wide = region.unspent_around(page, CHUNK_PAGES * PAGE_SIZE);
+            let first = self.piece(region, wide.start, wide.end);
             if first.kind == RunKind::Zero && first.pages.contains(&page) {
                 return first;
             }
-            return self.piece(region, page, around.end);
+            end = end.max(wide.end);
         }
-        let around = region.unspent_around(page, self.service.run_bytes);
-        let mut piece = self.piece(region, around.start, around.end);
+        let mut piece = self.piece(region, near.start, end);
         while !piece.pages.contains(&page) {
-            piece = self.piece(region, piece.pages.end, around.end);
+            piece = self.piece(region, piece.pages.end, end);
+        }
+        if piece.kind == RunKind::Zero {
+            return piece;
         }
         if let Some(cache) = self.service.backing.cache() {
             let first = region.image_pages(&(0..1)).start;
@@ -87,13 +92,21 @@ impl<'a> Filler<'a> {
 
     /// Reads pages' content, which [`put`](Self::put) then takes.
     pub(crate) fn load(&mut self, region: &Region, pages: &Range<u64>) -> Result<(), UffdError> {
-        let len = ((pages.end - pages.start) * region.page_size) as usize;
+        let (offset, len) = (region.image_offset(pages.start), (pages.end - pages.start) * region.page_size);
+        let (source, len) = (self.service.backing.source(), len as usize);
+        self.resident = source.resident(offset, len).filter(|content| content.len() == len);
+        if self.resident.is_some() {
+            return Ok(());
+        }
         if self.buffer.len() < len {
             self.buffer.resize(len, 0);
         }
-        let offset = region.image_offset(pages.start);
-        let source = self.service.backing.source();
         source.read(offset, &mut self.buffer[..len]).map_err(|source| UffdError::Source { offset, source })
+    }
+
+    /// What was loaded last, from the first of the pages on; there may be more behind it.
+    fn loaded(&self) -> &[u8] {
+        self.resident.unwrap_or(&self.buffer)
     }
 
     /// Fills a piece, whose content must be loaded if it is data; `wanted` is one of its pages that somebody
@@ -118,7 +131,7 @@ impl<'a> Filler<'a> {
                 RunKind::Zero => self.fill_zero(region, &pages),
                 RunKind::Data => {
                     let at = |page: u64| ((page - piece.pages.start) * region.page_size) as usize;
-                    let content = &self.buffer[at(pages.start)..at(pages.end)];
+                    let content = &self.loaded()[at(pages.start)..at(pages.end)];
                     self.service.uffd.copy(region.address(pages.start), content)
                 }
             };
@@ -163,7 +176,7 @@ impl<'a> Filler<'a> {
     fn put_into(&self, cache: &PageCache, region: &Region, piece: &Piece) -> Result<Placed, UffdError> {
         let pages = region.image_pages(&piece.pages);
         let len = ((pages.end - pages.start) * PAGE_SIZE) as usize;
-        let new = cache.fill(pages.start, &self.buffer[..len])?;
+        let new = cache.fill(pages.start, &self.loaded()[..len])?;
         self.count(RunKind::Data, new * PAGE_SIZE);
         Counters::add(&self.service.counters().pages, new);
         self.wake(region, &piece.pages)?;

@@ -3,25 +3,37 @@
 use crate::handshake::parse;
 use crate::regions::{PageSize, Regions};
 
-/// Takes the text of a peer's message, for an image of `source_len` bytes of memory in huge pages or not, as a
-/// server does. True where such a process would be served.
+/// Takes an input as the text of a peer's message: what it begins with, up to a line's end, is the size of the
+/// image, in decimal digits, with an `h` before it where there may be huge pages.
 ///
 /// # Panics
-/// If the regions that were accepted do not show the image once and whole.
-pub fn handshake(text: &[u8], source_len: u64, huge: bool) -> bool {
-    let largest = if huge { PageSize::Huge } else { PageSize::Base };
-    let Ok(Some(wire)) = parse(text) else { return false };
-    let Ok(regions) = Regions::new(&wire, source_len, largest) else { return false };
+/// If regions are accepted that do not show the image once and whole, or are not found where they are.
+pub fn handshake(input: &[u8]) {
+    let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    let (size, text) = (&input[..end], input.get(end + 1..).unwrap_or_default());
+    let (largest, size) = match size.strip_prefix(b"h") {
+        Some(size) => (PageSize::Huge, size),
+        None => (PageSize::Base, size),
+    };
+    let size = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok()).unwrap_or(0u64);
+    // An image is as large as its owner makes it; what is noted of each page would take the fuzzer's memory.
+    let image = size % (1 << 36);
+    let Ok(Some(wire)) = parse(text) else { return };
+    let Ok(regions) = Regions::new(&wire, image, largest) else { return };
     let mut offset = 0;
     while let Some(region) = regions.showing(offset) {
         assert_eq!(region.offset, offset);
-        let last = region.address(region.pages() - 1);
         for address in [region.start, region.end() - 1] {
             assert!(regions.at(address).is_some_and(|found| found.start == region.start));
         }
-        assert_eq!(region.page_of(last), region.pages() - 1);
+        let (first, last) = (0, region.pages() - 1);
+        assert_eq!((region.page_of(region.start), region.page_of(region.end() - 1)), (first, last));
+        for page in [first, last] {
+            let around = region.unspent_around(page, 64 * 4096);
+            assert!(around.contains(&page) && around.end <= region.pages());
+        }
         offset = region.image_offset(region.pages());
     }
-    assert_eq!(offset, source_len);
-    regions.give_up(0, u64::MAX) == regions.pages()
+    assert_eq!(offset, image);
+    assert_eq!(regions.give_up(0, u64::MAX), regions.pages());
 }

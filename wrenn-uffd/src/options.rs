@@ -25,7 +25,8 @@ pub struct FaultServerOptions {
     pub accept_deadline: Duration,
     /// How many pages of 4 KiB are filled around one that is touched, in a run aligned to its own size.
     ///
-    /// 1 fills single pages. It is rounded down to a power of two, at least 1 and at most 512. Default 16.
+    /// 1 fills single pages. It is rounded down to a power of two, at least 1 and at most 512. Default 32: where
+    /// all memory is touched within a tenth of what 64 give, at half the time that the first page waits.
     pub run_pages: u32,
     /// How many threads serve the process, at most 64. Default 1.
     ///
@@ -64,7 +65,7 @@ impl Default for FaultServerOptions {
     fn default() -> Self {
         Self {
             accept_deadline: Duration::from_secs(10),
-            run_pages: 16,
+            run_pages: 32,
             threads: 1,
             record: false,
             prefetch: Prefetch::None,

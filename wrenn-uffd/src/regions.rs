@@ -152,8 +152,8 @@ impl Regions {
         }
         let mut regions = Vec::with_capacity(wire.len());
         for (index, wire) in wire.iter().enumerate() {
-            let region =
-                Region::new(wire, source_len, largest).map_err(|reason| HandshakeError::Region { index, reason })?;
+            let region = Region::new(wire, source_len, largest)
+                .map_err(|reason| HandshakeError::Region { index, reason })?;
             regions.push((index, region));
         }
         check_overlap(&mut regions, |region| (region.offset, region.size), "shows what another one shows")?;
@@ -236,8 +236,12 @@ mod tests {
     }
 
     fn two() -> Regions {
-        Regions::new(&[wire(64 * MIB, MIB, 3 * MIB, 4096), wire(16 * MIB, 3 * MIB, 0, 4096)], 4 * MIB, PageSize::Huge)
-            .unwrap()
+        Regions::new(
+            &[wire(64 * MIB, MIB, 3 * MIB, 4096), wire(16 * MIB, 3 * MIB, 0, 4096)],
+            4 * MIB,
+            PageSize::Huge,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -264,9 +268,13 @@ mod tests {
     #[test]
     fn regions_are_found_by_what_they_show() {
         let regions = two();
-        for (offset, start) in
-            [(0, Some(16)), (3 * MIB - 1, Some(16)), (3 * MIB, Some(64)), (4 * MIB - 1, Some(64)), (4 * MIB, None)]
-        {
+        for (offset, start) in [
+            (0, Some(16)),
+            (3 * MIB - 1, Some(16)),
+            (3 * MIB, Some(64)),
+            (4 * MIB - 1, Some(64)),
+            (4 * MIB, None),
+        ] {
             assert_eq!(regions.showing(offset).map(|region| region.start / MIB), start, "{offset:#x}");
         }
     }

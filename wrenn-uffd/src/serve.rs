@@ -114,8 +114,10 @@ impl<'a> Session<'a> {
         for (fd, token) in [(&shared.stop, STOP), (halted, STOP), (process, PROCESS)] {
             epoll::add(&epoll, fd, EventData::new_u64(token), EventFlags::IN)?;
         }
-        // One thread is enough to be woken for one fault.
-        epoll::add(&epoll, uffd, EventData::new_u64(FAULTS), EventFlags::IN | EventFlags::EXCLUSIVE)?;
+        // A thread that is alone reads all there is each time, so it need only be told of what is new, which
+        // spares the kernel a second look per fault. Of many, one is enough to be woken for one fault.
+        let how = if self.space.len() == MESSAGE { EventFlags::EXCLUSIVE } else { EventFlags::ET };
+        epoll::add(&epoll, uffd, EventData::new_u64(FAULTS), EventFlags::IN | how)?;
         Ok(epoll)
     }
 

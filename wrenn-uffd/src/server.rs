@@ -88,11 +88,7 @@ impl FaultServer {
         Self::start(Arc::new(Shared::new(socket, options.record)?), backing.into(), options)
     }
 
-    fn start(
-        shared: Arc<Shared>,
-        backing: Backing,
-        options: FaultServerOptions,
-    ) -> Result<Self, UffdError> {
+    fn start(shared: Arc<Shared>, backing: Backing, options: FaultServerOptions) -> Result<Self, UffdError> {
         let (listener, path) = open_socket(&shared.path)
             .map_err(|source| UffdError::Listen { path: shared.path.clone(), source })?;
         let name = options.thread_name.clone();

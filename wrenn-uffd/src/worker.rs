@@ -119,7 +119,8 @@ impl Served {
     fn hold(&self, shared: &Shared) {
         let Some(peer) = &self.peer else { return };
         loop {
-            let mut fds = [PollFd::new(&shared.stop, PollFlags::IN), PollFd::new(&peer.process, PollFlags::IN)];
+            let mut fds =
+                [PollFd::new(&shared.stop, PollFlags::IN), PollFd::new(&peer.process, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => {}
                 _ => return,

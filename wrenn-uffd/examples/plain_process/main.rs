@@ -1,6 +1,6 @@
 //! Serves a plain process's memory: no virtual machine, no fork. The process maps memory, registers it with a
 //! userfaultfd and sends that to a fault server, here in the same process, whose pages are computed on
-//! demand.
+//! demand. What was touched is recorded, and the next one finds it there before it asks.
 //!
 //! `cargo run -p wrenn-uffd --example plain_process` (needs root, or vm.unprivileged_userfaultfd=1)
 
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 use wrenn_base::BoxError;
-use wrenn_uffd::{FaultServer, FaultServerOptions, PageSource, Run, RunKind};
+use wrenn_uffd::{FaultServer, FaultServerOptions, PageRun, PageSource, Prefetch, Run, RunKind};
 
 use crate::sys::Mapping;
 
@@ -64,7 +64,8 @@ fn hand_over(socket: &Path, memory: &Mapping, uffd: &Uffd) -> Result<UnixStream,
     Ok(stream)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// Has memory served, touches some pages, and returns what was recorded of that.
+fn serve_and_touch(prefetch: Prefetch) -> Result<Vec<PageRun>, Box<dyn Error>> {
     let memory = Mapping::new(1024 * PAGE as usize)?;
     let uffd = UffdBuilder::new()
         .close_on_exec(true)
@@ -76,24 +77,41 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("uffd.sock");
     let source = Arc::new(Stripes { len: memory.len() as u64 });
-    let server = FaultServer::listen(&socket, source, FaultServerOptions::default())?;
+    let wanted = match &prefetch {
+        Prefetch::Runs(runs) => runs.iter().map(|run| run.pages).sum(),
+        _ => 0,
+    };
+    let options = FaultServerOptions { record: true, prefetch, ..FaultServerOptions::default() };
+    let server = FaultServer::listen(&socket, source, options)?;
     let _connection = hand_over(&socket, &memory, &uffd)?;
+    while server.stats().prefetched < wanted {
+        std::thread::yield_now();
+    }
 
     for page in [0, 1, 500, 17, 1023] {
         let mut bytes = [0; 2];
         memory.read(page * PAGE as usize, &mut bytes);
         println!("page {page:>4} begins with {bytes:?}");
     }
+    println!("ended: {:?}", server.stop());
     let stats = server.stats();
     println!(
-        "{} faults filled {} of {} pages: {} bytes copied, {} zeroed; half of the answers took at most {:?}",
+        "{} faults; {} of {} pages filled, {} of them ahead; {} bytes copied, {} zeroed; half of the answers \
+         took at most {:?}",
         stats.faults,
         stats.pages,
         stats.pages_total,
+        stats.prefetched,
         stats.bytes_copied,
         stats.bytes_zeroed,
         stats.latency_within(0.5),
     );
-    println!("ended: {:?}", server.stop());
+    Ok(server.recording())
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let recorded = serve_and_touch(Prefetch::None)?;
+    println!("recorded: {recorded:?}\nand again, with that prefetched:");
+    serve_and_touch(Prefetch::Runs(recorded))?;
     Ok(())
 }

@@ -2,11 +2,12 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::os::fd::AsFd;
 use std::ptr::null_mut;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// A private anonymous mapping, read and written page by page through volatile accesses.
+/// A private mapping, of nothing or of a page cache, read and written page by page through volatile accesses.
 ///
 /// What is in it may change behind the compiler's back, so it is never lent out as a slice.
 #[derive(Debug)]
@@ -30,6 +31,15 @@ impl Mapping {
     #[allow(dead_code, reason = "only tests use huge pages")]
     pub(crate) fn huge(len: usize) -> io::Result<Self> {
         Self::with_flags(len, MapFlags::HUGETLB | MapFlags::HUGE_2MB)
+    }
+
+    /// Maps a page cache, or a piece of it: what is written stays here.
+    #[allow(dead_code, reason = "only some map a page cache")]
+    pub(crate) fn of_cache(cache: impl AsFd, offset: u64, len: usize) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
+        let start = unsafe { mmap(null_mut(), len, access, MapFlags::PRIVATE, cache, offset)? };
+        Ok(Self { start: start.cast(), len })
     }
 
     fn with_flags(len: usize, flags: MapFlags) -> io::Result<Self> {

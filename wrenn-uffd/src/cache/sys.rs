@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fchmod, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -130,7 +130,8 @@ impl Mapping {
     fn new(file: &OwnedFd, len: usize) -> io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
-        let start = unsafe { mmap(null_mut(), len, access, MapFlags::SHARED | MapFlags::NORESERVE, file, 0)? };
+        let start =
+            unsafe { mmap(null_mut(), len, access, MapFlags::SHARED | MapFlags::NORESERVE, file, 0)? };
         Ok(Self { start, len })
     }
 }

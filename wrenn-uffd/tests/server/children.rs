@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use userfaultfd::FeatureFlags;
 
-use super::peer::{LONG, PAGE, hand_over, page_of, uffd_or_skip};
+use super::peer::{LONG, PAGE, hand_over, join, page_of, uffd_or_skip};
 use super::sys::Mapping;
 
 const JOB: &str = "WRENN_UFFD_TEST_JOB";
@@ -68,11 +68,28 @@ impl Drop for Served {
 fn child() {
     let (Ok(job), Some(socket)) = (std::env::var(JOB), std::env::var_os(SOCKET)) else { return };
     let uffd = uffd_or_skip(FeatureFlags::EVENT_REMOVE | FeatureFlags::EVENT_FORK).unwrap();
-    let memory = Mapping::new(PAGES * PAGE).unwrap();
-    let _stream = hand_over(socket.as_ref(), &[(&memory, 0)], &uffd);
+    let (memory, _stream) = if job.ends_with("of a cache") {
+        let (stream, _, memory) = join(socket.as_ref(), &uffd);
+        (memory, stream)
+    } else {
+        let memory = Mapping::new(PAGES * PAGE).unwrap();
+        let stream = hand_over(socket.as_ref(), &[(&memory, 0)], &uffd);
+        (memory, stream)
+    };
     match job.as_str() {
         "touch one page" => drop(page_of(&memory, 6)),
-        "touch all pages" => (0..PAGES).for_each(|page| drop(page_of(&memory, page))),
+        "touch one page of a cache" => drop(page_of(&memory, 6)),
+        "discard a page of a cache" => {
+            drop(page_of(&memory, 6));
+            memory.discard(6 * PAGE, PAGE).unwrap();
+            // Killed here, or before.
+            loop {
+                std::thread::park();
+            }
+        }
+        "touch all pages" | "touch all pages of a cache" => {
+            (0..PAGES).for_each(|page| drop(page_of(&memory, page)))
+        }
         "touch without a userfaultfd of its own" => {
             drop(uffd);
             drop(page_of(&memory, 6));

@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 use userfaultfd::FeatureFlags;
 use wrenn_base::{BoxError, Reaper, UndoList};
-use wrenn_uffd::{End, FaultServer, FaultServerOptions, PageSource, Run, RunKind, UffdError};
+use wrenn_uffd::{
+    Backing, End, FaultServer, FaultServerOptions, PageCache, PageSource, Run, RunKind, UffdError,
+};
 
 use super::children::{PAGES, Served};
 use super::peer::{Image, LONG, PAGE, Scratch, hand_over, noting_failure, page_of, uffd_or_skip};
 use super::sys::Mapping;
 
 /// A source whose reads do what a test wants.
-struct Scripted<F>(F);
+pub(crate) struct Scripted<F>(pub(crate) F);
 
 impl<F: Fn(u64, &mut [u8]) -> Result<(), BoxError> + Send + Sync + 'static> PageSource for Scripted<F> {
     fn len(&self) -> u64 {
@@ -46,12 +48,13 @@ fn can_serve() -> bool {
 }
 
 /// Runs a child with a source and returns the error that killed it.
-fn error_that_kills(job: &str, source: Arc<dyn PageSource>) -> Arc<UffdError> {
+fn error_that_kills(job: &str, backing: impl Into<Backing>, threads: usize) -> Arc<UffdError> {
     let (scratch, process) = (Scratch::new(), Arc::new(Mutex::new(None)));
-    let (options, failed) = killing(process.clone());
+    let (mut options, failed) = killing(process.clone());
+    options.threads = threads;
     // Held until the child's id is known, so that the callback has it.
     let mut pid = process.lock().unwrap();
-    let server = FaultServer::listen(&scratch.socket(), source, options).unwrap();
+    let server = FaultServer::listen(&scratch.socket(), backing, options).unwrap();
     let mut served = Served::start(job, &scratch.socket());
     *pid = Some(served.pid());
     drop(pid);
@@ -64,27 +67,43 @@ fn error_that_kills(job: &str, source: Arc<dyn PageSource>) -> Arc<UffdError> {
     error
 }
 
+/// A source with one page that cannot be read.
+fn bad_at(bad: u64) -> Arc<dyn PageSource> {
+    Arc::new(Scripted(move |offset, buf: &mut [u8]| {
+        buf.fill(1);
+        let is_bad = (offset..offset + buf.len() as u64).contains(&bad);
+        if is_bad { Err("the disk is on fire".into()) } else { Ok(()) }
+    }))
+}
+
 #[test]
 fn a_source_error_is_reported_and_the_process_killed() {
     if !can_serve() {
         return;
     }
-    let error = error_that_kills(
-        "touch all pages",
-        Arc::new(Scripted(|offset, buf: &mut [u8]| {
-            buf.fill(1);
-            if (offset..offset + buf.len() as u64).contains(&0x13000) {
-                Err("the disk is on fire".into())
-            } else {
-                Ok(())
-            }
-        })),
-    );
-    match &*error {
+    let check = |error: Arc<UffdError>| match &*error {
         UffdError::Source { offset: 0x13000, source } => {
             assert_eq!(source.to_string(), "the disk is on fire")
         }
         other => panic!("{other:?}"),
+    };
+    for threads in [1, 3] {
+        check(error_that_kills("touch all pages", bad_at(0x13000), threads));
+        let cache = PageCache::new(bad_at(0x13000)).unwrap();
+        check(error_that_kills("touch all pages of a cache", cache, threads));
+    }
+}
+
+#[test]
+fn a_page_that_is_given_back_on_a_cache_is_the_end_of_the_process() {
+    if !can_serve() {
+        return;
+    }
+    for threads in [1, 3] {
+        let cache = PageCache::new(Image::new(PAGES)).unwrap();
+        let error = error_that_kills("discard a page of a cache", cache.clone(), threads);
+        assert!(matches!(&*error, UffdError::Removed { .. }), "{error:?}");
+        assert_eq!(Arc::strong_count(&cache), 1, "no server holds the cache");
     }
 }
 
@@ -116,6 +135,7 @@ fn a_source_that_panics_is_reported_and_the_process_killed() {
     let error = error_that_kills(
         "touch one page",
         Arc::new(Scripted(|_, _: &mut [u8]| panic!("a bug in the source"))),
+        2,
     );
     assert!(
         matches!(&*error, UffdError::Panicked { message } if message == "a bug in the source"),
@@ -128,7 +148,7 @@ fn a_fault_outside_the_regions_is_reported_and_the_process_killed() {
     if !can_serve() {
         return;
     }
-    let error = error_that_kills("touch what was not handed over", Image::new(PAGES));
+    let error = error_that_kills("touch what was not handed over", Image::new(PAGES), 1);
     assert!(matches!(&*error, UffdError::Stray { .. }), "{error:?}");
 }
 
@@ -205,7 +225,7 @@ fn a_fork_is_reported_and_the_process_killed() {
     if !can_serve() {
         return;
     }
-    let error = error_that_kills("fork", Image::new(PAGES));
+    let error = error_that_kills("fork", Image::new(PAGES), 2);
     assert!(matches!(&*error, UffdError::Unsupported { event: "a fork" }), "{error:?}");
 }
 
@@ -214,6 +234,12 @@ fn the_failure_callback_may_stop_the_server() {
     if !can_serve() {
         return;
     }
+    for threads in [1, 4] {
+        stop_in_callback(threads);
+    }
+}
+
+fn stop_in_callback(threads: usize) {
     let scratch = Scratch::new();
     let own: Arc<Mutex<Option<FaultServer>>> = Arc::default();
     let (done, seen) = channel();
@@ -223,6 +249,7 @@ fn the_failure_callback_may_stop_the_server() {
             let server = in_callback.lock().unwrap().take().unwrap();
             done.send(server.stop().is_err()).unwrap();
         })),
+        threads,
         ..FaultServerOptions::default()
     };
     let source = Arc::new(Scripted(|_, _: &mut [u8]| Err("gone".into())));

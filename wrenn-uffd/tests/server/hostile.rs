@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use userfaultfd::{FeatureFlags, Uffd};
-use wrenn_uffd::{End, FaultServer, FaultServerOptions, HandshakeError, UffdError};
+use wrenn_uffd::{Backing, End, FaultServer, FaultServerOptions, HandshakeError, PageCache, UffdError};
 
 use super::peer::{Image, LONG, PAGE, Scratch, noting_failure, page_of, region, send, uffd_or_skip};
 use super::sys::Mapping;
@@ -157,8 +157,13 @@ fn nobody_is_waited_for_beyond_the_deadline() {
 fn a_server_stops_in_every_phase() {
     let scratch = Scratch::new();
     let options = || FaultServerOptions { accept_deadline: Duration::MAX, ..FaultServerOptions::default() };
-    for connect in [false, true] {
-        let server = FaultServer::listen(&scratch.socket(), Image::new(PAGES), options()).unwrap();
+    for (connect, cached) in [(false, false), (true, false), (false, true), (true, true)] {
+        let image = Image::new(PAGES);
+        let backing: Backing = match PageCache::new(image.clone()) {
+            Ok(cache) if cached => cache.into(),
+            _ => image.into(),
+        };
+        let server = FaultServer::listen(&scratch.socket(), backing, options()).unwrap();
         assert!(server.outcome().is_none());
         let _stream = connect.then(|| UnixStream::connect(scratch.socket()).unwrap());
         assert_eq!(server.stop().unwrap(), End::Stopped);

@@ -2,6 +2,8 @@
 //!
 //! Needs the right to make a userfaultfd that serves the kernel's accesses too; tests skip without it.
 
+mod ahead;
+mod cache;
 mod children;
 mod failing;
 #[allow(unsafe_code)]

@@ -1,14 +1,17 @@
 //! The other side: sources of known content, memory to be served, and the protocol.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 use wrenn_base::BoxError;
 use wrenn_uffd::{FaultServerOptions, PageSource, Run, RunKind, UffdError};
@@ -122,6 +125,44 @@ pub(crate) fn hand_over(socket: &Path, memory: &[(&Mapping, usize)], uffd: &Uffd
     let stream = UnixStream::connect(socket).unwrap();
     send(&stream, format!("[{}]", regions.join(",")).as_bytes(), &[uffd.as_fd()]).unwrap();
     stream
+}
+
+/// Connects and takes the page cache that the server shows, with its size.
+pub(crate) fn take_cache(socket: &Path) -> (UnixStream, OwnedFd, usize) {
+    let stream = UnixStream::connect(socket).unwrap();
+    let mut text = [0; 100];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut text)];
+    let received = recvmsg(&stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    assert_eq!(fds.len(), 1, "one descriptor comes with the message");
+    let message: serde_json::Value = serde_json::from_slice(&text[..received.bytes]).unwrap();
+    let size = message["cache_size"].as_u64().unwrap();
+    (stream, fds.remove(0), size as usize)
+}
+
+/// A process's part in being served from a cache: takes it, maps it in one piece, registers it, hands over.
+pub(crate) fn join(socket: &Path, uffd: &Uffd) -> (UnixStream, OwnedFd, Mapping) {
+    let (stream, cache, size) = take_cache(socket);
+    let memory = Mapping::of_cache(&cache, 0, size).unwrap();
+    uffd.register(memory.pointer(), memory.len()).unwrap();
+    send(&stream, format!("[{}]", region(&memory, 0, PAGE)).as_bytes(), &[uffd.as_fd()]).unwrap();
+    (stream, cache, memory)
+}
+
+/// Waits for something that a server's thread does on its own.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < LONG, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The page of a mapping, faulted in.

@@ -1,6 +1,10 @@
-//! A fork, and a userfaultfd that is not set up, which no safe interface offers.
+//! A fork, a userfaultfd that is not set up, and a copy by the process itself, which no safe interface offers.
 
 use std::os::fd::{FromRawFd, OwnedFd};
+
+use userfaultfd::Uffd;
+
+use super::sys::Mapping;
 
 /// Forks a child that exits at once, and reaps it.
 pub(crate) fn fork_and_exit() {
@@ -22,4 +26,14 @@ pub(crate) fn raw_userfaultfd() -> OwnedFd {
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());
     // SAFETY: the kernel just made this descriptor for us.
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+/// Fills missing pages of a mapping.
+pub(crate) fn copy(uffd: &Uffd, memory: &Mapping, offset: usize, content: &[u8]) {
+    assert!(offset + content.len() <= memory.len());
+    // SAFETY: the target lies within the mapping, which nobody has references into.
+    unsafe {
+        let target = memory.pointer().byte_add(offset);
+        uffd.copy(content.as_ptr().cast(), target, content.len(), true).unwrap();
+    }
 }

@@ -1,0 +1,6 @@
+//! The message by which a process hands its memory over.
+//!
+//! `cargo fuzz run handshake` in `wrenn-uffd`; on a stable toolchain with `RUSTC_BOOTSTRAP=1`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| wrenn_uffd::fuzzing::handshake(input));
