@@ -25,7 +25,7 @@ use crate::layout::SandboxDirs;
 use crate::machine::Live;
 use crate::paging::{Paging, Reserved};
 use crate::preflight;
-use crate::restore::{RestoreMode, RestoreOptions};
+use crate::restore::{Contact, RestoreMode, RestoreOptions, Stopwatch};
 use crate::spec::SandboxSpec;
 use crate::step::{blocking, building, checkpoint, unless_missing};
 use crate::stored::{DISK, STATE, Stored};
@@ -51,12 +51,13 @@ pub(crate) struct Assembly {
     undo: UndoList,
     /// The step that removes the data directory again; a committed snapshot makes it void.
     data_step: Option<StepId>,
+    watch: Stopwatch,
 }
 
 impl Assembly {
     pub(crate) fn new(host: Arc<HostInner>, identity: Identity) -> Self {
         let undo = UndoList::new(&host.reaper);
-        Self { host, identity, undo, data_step: None }
+        Self { host, identity, undo, data_step: None, watch: Stopwatch::start() }
     }
 
     /// What takes back all that was built, and in it the step that removes the sandbox's data.
@@ -78,7 +79,7 @@ impl Assembly {
         configure(&monitor, &self.identity, &guest, &slot, !reads_memory).await?;
         monitor.client().start_instance().await?;
         let parts = Parts { monitor, disk, image: digest, slot, reads_memory };
-        let live = self.live(parts, None, false);
+        let live = self.live(parts, None, None);
         live.greet_agent(&self.identity.token).await?;
         Ok(live)
     }
@@ -114,9 +115,12 @@ impl Assembly {
         let (verified, ready) = tokio::join!(verified, self.restore_parts(image, from));
         verified?;
         let (parts, fault_server) = ready?;
+        self.watch.monitor_is_ready();
         let paging = self.load(&parts, from, options, fault_server).await?;
+        self.watch.is_loaded();
         checkpoint("resume.loaded")?;
-        let live = self.live(parts, paging, true);
+        let watch = std::mem::replace(&mut self.watch, Stopwatch::start());
+        let live = self.live(parts, paging, Some(watch));
         live.greet_agent(&from.record.token).await?;
         checkpoint("resume.greeted")?;
         Ok(live)
@@ -265,9 +269,10 @@ impl Assembly {
         Ok((monitor, reads_memory))
     }
 
-    fn live(&self, parts: Parts, paging: Option<Paging>, restored: bool) -> Live {
+    fn live(&self, parts: Parts, paging: Option<Paging>, restored: Option<Stopwatch>) -> Live {
         let Parts { monitor, disk, image, slot, reads_memory } = parts;
-        let agent = agent_client(slot, &self.identity.token);
+        let contact = restored.as_ref().map(|watch| watch.contact.clone()).unwrap_or_default();
+        let agent = agent_client(slot, contact, &self.identity.token);
         Live { identity: self.identity.clone(), monitor, disk, image, agent, paging, restored, reads_memory }
     }
 }
@@ -362,11 +367,17 @@ fn command_line(id: &SandboxId, net: &GuestNet) -> String {
 }
 
 /// A client whose connections begin inside the sandbox's network namespace.
-fn agent_client(slot: Slot, token: &AccessToken) -> AgentClient {
+fn agent_client(slot: Slot, contact: Contact, token: &AccessToken) -> AgentClient {
     let slot = Arc::new(slot);
     let dial = move || {
-        let slot = Arc::clone(&slot);
-        Box::pin(async move { slot.connect(AGENT_PORT, DIAL_LIMIT).await }) as _
+        let (slot, contact) = (Arc::clone(&slot), contact.clone());
+        Box::pin(async move {
+            let connected = slot.connect(AGENT_PORT, DIAL_LIMIT).await;
+            if connected.is_ok() {
+                contact.made();
+            }
+            connected
+        }) as _
     };
     AgentClient::new(Arc::new(dial), token.clone())
 }

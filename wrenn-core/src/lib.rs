@@ -60,7 +60,7 @@ pub use error::{Cause, Error, ErrorKind};
 pub use files::Files;
 pub use host::{Host, HostBuilder};
 pub use paused::{PausedSandbox, ResumeError, SnapshotInfo};
-pub use restore::{Prefetch, RestoreMode, RestoreOptions};
+pub use restore::{Prefetch, RestoreMode, RestoreOptions, RestoreTimings};
 pub use sandbox::{PauseError, Sandbox};
 pub use stored::SnapshotKind;
 pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};

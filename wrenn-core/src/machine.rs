@@ -25,7 +25,7 @@ use crate::assembly::{Assembly, Identity};
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
 use crate::paging::Paging;
-use crate::restore::RestoreOptions;
+use crate::restore::{RestoreOptions, Stopwatch};
 use crate::step::undo_all;
 use crate::stored::Stored;
 
@@ -45,8 +45,8 @@ pub(crate) struct Live {
     pub(crate) image: Digest,
     pub(crate) agent: AgentClient,
     pub(crate) paging: Option<Paging>,
-    /// Whether it goes on where a snapshot was taken, instead of having been booted.
-    pub(crate) restored: bool,
+    /// How that took, where it goes on where a snapshot was taken; nothing where it was booted.
+    pub(crate) restored: Option<Stopwatch>,
     /// Whether the monitor lets guest memory be read out of its address space.
     pub(crate) reads_memory: bool,
 }
@@ -145,15 +145,19 @@ impl Live {
             waited: limit,
             console: crate::console::tail(self.monitor.console_log()),
         };
-        self.while_alive(async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) })
-            .await
+        let greeted = async { tokio::time::timeout(limit, greet).await.unwrap_or_else(|_| Err(silent())) };
+        self.while_alive(greeted).await?;
+        if let Some(watch) = &self.restored {
+            watch.agent_is_ready();
+        }
+        Ok(())
     }
 
     /// Made anew for each attempt: it holds the time.
     fn greeting(&self) -> Init {
         let Identity { id, spec, token, .. } = &self.identity;
         let init = Init::now().env(spec.env.clone()).hostname(id.as_str()).token(token.clone());
-        if self.restored { init.resumed() } else { init }
+        if self.restored.is_some() { init.resumed() } else { init }
     }
 
     /// Runs a call to the guest's agent.

@@ -1,4 +1,7 @@
-//! How a guest's memory comes back.
+//! How a guest's memory comes back, and how long that takes.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Where a restored guest's memory comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,5 +49,73 @@ pub struct RestoreOptions {
 impl Default for RestoreOptions {
     fn default() -> Self {
         Self { mode: RestoreMode::default(), prefetch: Prefetch::default(), prefetch_limit: 256 << 20 }
+    }
+}
+
+/// How far a resume had come when, counted from its call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestoreTimings {
+    /// The root disk and the network were there, and the monitor answered.
+    pub monitor_ready: Duration,
+    /// The monitor had loaded the snapshot, and the vCPUs ran.
+    pub loaded: Duration,
+    /// The guest showed that it runs: its kernel had accepted a connection.
+    pub first_contact: Duration,
+    /// The guest's agent had answered, which is when the call returned.
+    pub agent_ready: Duration,
+}
+
+/// What is known of the timings while a machine is being restored.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    started: Instant,
+    monitor_ready: OnceLock<Duration>,
+    loaded: OnceLock<Duration>,
+    pub(crate) contact: Contact,
+    agent_ready: OnceLock<Duration>,
+}
+
+/// Notes when a guest accepted its first connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Contact(Arc<OnceLock<Instant>>);
+
+impl Contact {
+    pub(crate) fn made(&self) {
+        let _ = self.0.set(Instant::now());
+    }
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self {
+            started: Instant::now(),
+            monitor_ready: OnceLock::new(),
+            loaded: OnceLock::new(),
+            contact: Contact::default(),
+            agent_ready: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn monitor_is_ready(&self) {
+        let _ = self.monitor_ready.set(self.started.elapsed());
+    }
+
+    pub(crate) fn is_loaded(&self) {
+        let _ = self.loaded.set(self.started.elapsed());
+    }
+
+    pub(crate) fn agent_is_ready(&self) {
+        let _ = self.agent_ready.set(self.started.elapsed());
+    }
+
+    /// All of them, once there are all.
+    pub(crate) fn timings(&self) -> Option<RestoreTimings> {
+        Some(RestoreTimings {
+            monitor_ready: *self.monitor_ready.get()?,
+            loaded: *self.loaded.get()?,
+            first_contact: self.contact.0.get()?.saturating_duration_since(self.started),
+            agent_ready: *self.agent_ready.get()?,
+        })
     }
 }

@@ -17,6 +17,7 @@ use crate::files::Files;
 use crate::host::HostInner;
 use crate::machine::Machine;
 use crate::paused::PausedSandbox;
+use crate::restore::RestoreTimings;
 use crate::running::{Capture, capture_running};
 use crate::step::blocking;
 use crate::stored::Stored;
@@ -96,6 +97,11 @@ impl Sandbox {
     /// How the guest's memory has been paged in since the resume; nothing for a sandbox that was booted.
     pub fn fault_stats(&self) -> Option<FaultStats> {
         self.machine.live.fault_stats()
+    }
+
+    /// How long its resume took, step by step; nothing for a sandbox that was booted.
+    pub fn restore_timings(&self) -> Option<RestoreTimings> {
+        self.machine.live.restored.as_ref()?.timings()
     }
 
     /// The size of the guest's memory.
