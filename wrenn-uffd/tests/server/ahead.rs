@@ -190,14 +190,6 @@ fn gate() -> (Sender<()>, Mutex<Receiver<()>>) {
     (open, Mutex::new(gate))
 }
 
-/// Whether a thread of this process waits for a page.
-fn somebody_waits() -> bool {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    tasks
-        .filter_map(|task| std::fs::read_to_string(task.path().join("wchan")).ok())
-        .any(|at| at.contains("handle_userfault"))
-}
-
 #[test]
 fn a_fault_is_answered_before_the_next_piece_is_prefetched() {
     const PAGES: usize = 4096;
@@ -210,9 +202,10 @@ fn a_fault_is_answered_before_the_next_piece_is_prefetched() {
         Ok(())
     });
     let Some(guest) = Guest::start(source.clone(), PAGES, ahead(Prefetch::All)) else { return };
+    eventually("the prefetch begins", || !source.reads().is_empty());
     std::thread::scope(|scope| {
         scope.spawn(|| guest.check(&image, [3000]));
-        eventually("a thread waits for its page", somebody_waits);
+        eventually("a thread waits for its page", || guest.has_news());
         drop(open);
     });
     guest.wait_for_prefetched(PAGES as u64 - 16);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use userfaultfd::{FeatureFlags, Uffd};
 use wrenn_uffd::{Backing, FaultServer, FaultServerOptions};
 
@@ -45,6 +46,12 @@ impl Guest {
 
     pub(crate) fn wait_for_prefetched(&self, pages: u64) {
         eventually("pages are prefetched", || self.server.stats().prefetched >= pages);
+    }
+
+    /// Whether the kernel has an event that the server has not read.
+    pub(crate) fn has_news(&self) -> bool {
+        let mut fds = [PollFd::new(&self.uffd, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
     }
 
     /// Reads pages and compares them with an image's.
