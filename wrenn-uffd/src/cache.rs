@@ -45,7 +45,7 @@ pub struct PageCache {
     memory: sys::CacheMemory,
     /// The pages that are there.
     filled: Bitmap,
-    /// Pages that some server's prefetch reads, has read, or failed to: one of them is enough.
+    /// Pages that some server's prefetch reads or has read: one of them is enough. Only a hint.
     claimed: Bitmap,
     filled_pages: AtomicU64,
     filling: Mutex<()>,

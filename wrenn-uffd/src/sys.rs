@@ -115,8 +115,8 @@ impl Uffd {
     /// `EINVAL` where the userfaultfd was never set up with `UFFDIO_API`.
     pub(crate) fn read(&self, space: &mut [u8], events: &mut Vec<Event>) -> io::Result<bool> {
         let room = space.len();
-        let len = match rustix::io::read(&self.fd, &mut *space) {
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+        let len = match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *space)) {
+            Err(Errno::AGAIN) => return Ok(false),
             result => result?,
         };
         events.extend(space[..len].chunks_exact(MESSAGE).map(decode));

@@ -4,14 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use userfaultfd::FeatureFlags;
 use wrenn_base::BoxError;
 use wrenn_uffd::{
     Backing, End, FaultServer, FaultServerOptions, PageCache, PageRun, PageSource, Prefetch, Run,
 };
 
-use super::peer::{Image, LONG, PAGE, Scratch, eventually, hand_over, join, page_of, shuffled, uffd_or_skip};
-use super::sys::Mapping;
+use super::guest::{Guest, all_data};
+use super::peer::{Image, LONG, PAGE, eventually, shuffled};
 
 /// An image that notes what is read of it, and lets a test into each read.
 struct Watched {
@@ -51,10 +50,6 @@ impl PageSource for Watched {
     }
 }
 
-fn all_data(pages: usize) -> Arc<Image> {
-    Arc::new(Image((0..pages * PAGE).map(|i| (i / PAGE * 3 + i) as u8 | 1).collect()))
-}
-
 fn ahead(prefetch: Prefetch) -> FaultServerOptions {
     FaultServerOptions { prefetch, run_pages: 16, ..FaultServerOptions::default() }
 }
@@ -63,49 +58,13 @@ fn run(first: u64, pages: u64) -> PageRun {
     PageRun { first, pages }
 }
 
-/// A process's memory, served from a source or from a cache.
-struct Guest {
-    server: FaultServer,
-    memory: Mapping,
-    // Open until the server has ended.
-    _uffd: userfaultfd::Uffd,
-    _scratch: Scratch,
-}
-
-impl Guest {
-    fn start(backing: impl Into<Backing>, len: u64, options: FaultServerOptions) -> Option<Self> {
-        let (uffd, scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE)?, Scratch::new());
-        let backing = backing.into();
-        let cached = matches!(backing, Backing::Cache(_));
-        let server = FaultServer::listen(&scratch.socket(), backing, options).unwrap();
-        let memory = if cached {
-            join(&scratch.socket(), &uffd).2
-        } else {
-            let memory = Mapping::new(len as usize).unwrap();
-            hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
-            memory
-        };
-        Some(Self { server, memory, _uffd: uffd, _scratch: scratch })
-    }
-
-    fn wait_for_prefetched(&self, pages: u64) {
-        eventually("pages are prefetched", || self.server.stats().prefetched >= pages);
-    }
-
-    fn check(&self, image: &Image, pages: impl IntoIterator<Item = usize>) {
-        for page in pages {
-            assert!(page_of(&self.memory, page) == image.page(page), "page {page}");
-        }
-    }
-}
-
 #[test]
 fn an_image_that_was_prefetched_takes_no_faults() {
     const PAGES: usize = 3000;
     for threads in [1, 3] {
         let image = Image::new(PAGES);
         let options = FaultServerOptions { threads, ..ahead(Prefetch::All) };
-        let Some(guest) = Guest::start(image.clone(), image.len(), options) else { return };
+        let Some(guest) = Guest::start(image.clone(), PAGES, options) else { return };
         guest.wait_for_prefetched(PAGES as u64);
         guest.check(&image, shuffled(PAGES, 1));
         guest.server.stop().unwrap();
@@ -123,7 +82,7 @@ fn prefetching_beside_readers_and_in_several_clones_is_right() {
     let source = Watched::new(image.clone(), |_| Ok(()));
     let Ok(cache) = PageCache::new(source.clone()) else { return };
     let guests: Option<Vec<_>> =
-        (0..3).map(|_| Guest::start(cache.clone(), image.len(), ahead(Prefetch::All))).collect();
+        (0..3).map(|_| Guest::start(cache.clone(), PAGES, ahead(Prefetch::All))).collect();
     let Some(guests) = guests else { return };
     std::thread::scope(|scope| {
         for (seed, guest) in guests.iter().enumerate() {
@@ -133,7 +92,7 @@ fn prefetching_beside_readers_and_in_several_clones_is_right() {
     });
     let data = (0..PAGES).filter(|page| !image.is_zero(*page)).count() as u64;
     eventually("the cache is full", || cache.filled().0 == data * PAGE as u64);
-    let late = Guest::start(cache.clone(), image.len(), ahead(Prefetch::All)).unwrap();
+    let late = Guest::start(cache.clone(), PAGES, ahead(Prefetch::All)).unwrap();
     late.wait_for_prefetched(PAGES as u64 - data);
     late.check(&image, shuffled(PAGES, 9));
     late.server.stop().unwrap();
@@ -147,7 +106,7 @@ fn what_one_clone_prefetches_no_other_one_reads() {
     let source = Watched::new(image.clone(), |_| Ok(()));
     let Ok(cache) = PageCache::new(source.clone()) else { return };
     let guests: Option<Vec<_>> =
-        (0..3).map(|_| Guest::start(cache.clone(), image.len(), ahead(Prefetch::All))).collect();
+        (0..3).map(|_| Guest::start(cache.clone(), PAGES, ahead(Prefetch::All))).collect();
     let Some(guests) = guests else { return };
     eventually("the cache is full", || cache.filled().0 == image.len());
     for guest in &guests {
@@ -178,7 +137,7 @@ fn runs_are_prefetched_in_order_cut_to_the_image_and_to_the_limit() {
         let image = all_data(PAGES);
         let source = Watched::new(image.clone(), |_| Ok(()));
         let options = FaultServerOptions { prefetch_limit: limit, ..ahead(Prefetch::Runs(wish.to_vec())) };
-        let Some(guest) = Guest::start(source.clone(), image.len(), options) else { return };
+        let Some(guest) = Guest::start(source.clone(), PAGES, options) else { return };
         let pages: u64 = expected.iter().map(|(_, pages)| pages).sum();
         guest.wait_for_prefetched(pages);
         // It goes on only when there is nothing ahead, if it is right.
@@ -202,7 +161,7 @@ fn what_was_recorded_is_what_the_next_one_needs() {
             if cached { Some(PageCache::new(image.clone()).ok()?.into()) } else { Some(image.clone().into()) }
         };
         let options = FaultServerOptions { record: true, threads: 1, ..FaultServerOptions::default() };
-        let Some(first) = backing().and_then(|backing| Guest::start(backing, image.len(), options)) else {
+        let Some(first) = backing().and_then(|backing| Guest::start(backing, PAGES, options)) else {
             return;
         };
         first.check(&image, touched.iter().copied());
@@ -216,8 +175,7 @@ fn what_was_recorded_is_what_the_next_one_needs() {
         }
         let first_data = touched.iter().find(|page| !image.is_zero(**page)).copied().unwrap() as u64;
         assert!((record[0].first..record[0].first + record[0].pages).contains(&first_data));
-        let next =
-            Guest::start(backing().unwrap(), image.len(), ahead(Prefetch::Runs(record.clone()))).unwrap();
+        let next = Guest::start(backing().unwrap(), PAGES, ahead(Prefetch::Runs(record.clone()))).unwrap();
         next.wait_for_prefetched(record.iter().map(number).sum());
         next.check(&image, touched.iter().copied().filter(|page| !image.is_zero(*page)));
         next.server.stop().unwrap();
@@ -232,14 +190,6 @@ fn gate() -> (Sender<()>, Mutex<Receiver<()>>) {
     (open, Mutex::new(gate))
 }
 
-/// Whether a thread of this process waits for a page.
-fn somebody_waits() -> bool {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    tasks
-        .filter_map(|task| std::fs::read_to_string(task.path().join("wchan")).ok())
-        .any(|at| at.contains("handle_userfault"))
-}
-
 #[test]
 fn a_fault_is_answered_before_the_next_piece_is_prefetched() {
     const PAGES: usize = 4096;
@@ -251,10 +201,11 @@ fn a_fault_is_answered_before_the_next_piece_is_prefetched() {
         }
         Ok(())
     });
-    let Some(guest) = Guest::start(source.clone(), image.len(), ahead(Prefetch::All)) else { return };
+    let Some(guest) = Guest::start(source.clone(), PAGES, ahead(Prefetch::All)) else { return };
+    eventually("the prefetch begins", || !source.reads().is_empty());
     std::thread::scope(|scope| {
         scope.spawn(|| guest.check(&image, [3000]));
-        eventually("a thread waits for its page", somebody_waits);
+        eventually("a thread waits for its page", || guest.has_news());
         drop(open);
     });
     guest.wait_for_prefetched(PAGES as u64 - 16);
@@ -274,7 +225,7 @@ fn another_thread_answers_while_one_waits_for_the_source() {
         Ok(())
     });
     let options = FaultServerOptions { threads: 2, ..ahead(Prefetch::All) };
-    let Some(guest) = Guest::start(source.clone(), image.len(), options) else { return };
+    let Some(guest) = Guest::start(source.clone(), PAGES, options) else { return };
     eventually("the prefetch begins", || !source.reads().is_empty());
     guest.check(&image, (600..1000).step_by(7));
     assert_eq!(guest.server.stats().prefetched, 0, "it is still at its first piece");
@@ -297,8 +248,7 @@ fn a_source_that_fails_ends_the_prefetch_and_nothing_else() {
         });
         let backing: Option<Backing> =
             if cached { PageCache::new(source).ok().map(Into::into) } else { Some(source.into()) };
-        let Some(guest) =
-            backing.and_then(|backing| Guest::start(backing, image.len(), ahead(Prefetch::All)))
+        let Some(guest) = backing.and_then(|backing| Guest::start(backing, PAGES, ahead(Prefetch::All)))
         else {
             return;
         };
@@ -339,8 +289,8 @@ fn a_prefetch_stops_after_the_read_that_is_under_way() {
             Some(source.clone().into())
         };
         let options = FaultServerOptions { threads, ..ahead(Prefetch::All) };
-        let Some(Guest { server, _uffd, memory, _scratch }) =
-            backing.and_then(|backing| Guest::start(backing, image.len(), options))
+        let Some(Guest { server, uffd, memory, .. }) =
+            backing.and_then(|backing| Guest::start(backing, PAGES, options))
         else {
             return;
         };
@@ -351,6 +301,6 @@ fn a_prefetch_stops_after_the_read_that_is_under_way() {
         assert_eq!(reads[..3], [(0, 512), (512, 512), (1024, 512)]);
         // Each other thread may just have looked whether it is to stop, and not have begun to read.
         assert!(reads.len() < 3 + threads, "{reads:?}");
-        drop((memory, _uffd));
+        drop((memory, uffd));
     }
 }

@@ -3,40 +3,19 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use userfaultfd::{FeatureFlags, Uffd};
+use userfaultfd::FeatureFlags;
 use wrenn_base::BoxError;
 use wrenn_uffd::{
     End, FaultServer, FaultServerOptions, HandshakeError, PageCache, PageSource, Run, RunKind, UffdError,
 };
 
 use super::children::{PAGES as CHILD_PAGES, Served};
+use super::guest::{Guest, all_data};
 use super::peer::{
-    Image, LONG, PAGE, Scratch, eventually, join, noting_failure, page_of, region, send, shuffled,
-    take_cache, uffd_or_skip,
+    Image, LONG, PAGE, Scratch, eventually, noting_failure, page_of, region, send, shuffled, take_cache,
+    uffd_or_skip,
 };
 use super::sys::Mapping;
-
-/// A process on a cache, as far as a test can be several in one.
-struct Clone {
-    server: FaultServer,
-    memory: Mapping,
-    // Open until the server has ended.
-    _uffd: Uffd,
-    _scratch: Scratch,
-}
-
-impl Clone {
-    fn of(cache: &Arc<PageCache>, options: FaultServerOptions) -> Option<Self> {
-        let (uffd, scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE)?, Scratch::new());
-        let server = FaultServer::listen(&scratch.socket(), cache.clone(), options).unwrap();
-        let (_, _, memory) = join(&scratch.socket(), &uffd);
-        Some(Self { server, memory, _uffd: uffd, _scratch: scratch })
-    }
-}
-
-fn all_data(pages: usize) -> Arc<Image> {
-    Arc::new(Image((0..pages * PAGE).map(|i| (i / PAGE * 3 + i) as u8 | 1).collect()))
-}
 
 fn options(run_pages: u32, threads: usize) -> FaultServerOptions {
     FaultServerOptions { run_pages, threads, ..FaultServerOptions::default() }
@@ -48,7 +27,8 @@ fn clones_that_read_at_once_all_see_the_image() {
     for (run_pages, threads) in [(1, 1), (16, 1), (64, 2)] {
         let image = Image::new(PAGES);
         let Ok(cache) = PageCache::new(image.clone()) else { return };
-        let clones: Option<Vec<_>> = (0..4).map(|_| Clone::of(&cache, options(run_pages, threads))).collect();
+        let clones: Option<Vec<_>> =
+            (0..4).map(|_| Guest::start(cache.clone(), PAGES, options(run_pages, threads))).collect();
         let Some(clones) = clones else { return };
         std::thread::scope(|scope| {
             for (seed, clone) in clones.iter().enumerate() {
@@ -79,14 +59,14 @@ fn a_second_clone_takes_no_fault_for_what_is_there() {
     const PAGES: usize = 600;
     let image = all_data(PAGES);
     let Ok(cache) = PageCache::new(image.clone()) else { return };
-    let Some(first) = Clone::of(&cache, options(16, 1)) else { return };
+    let Some(first) = Guest::start(cache.clone(), PAGES, options(16, 1)) else { return };
     for page in shuffled(PAGES / 2, 5) {
         assert!(page_of(&first.memory, page) == image.page(page));
     }
     // The rest of the last run came along.
     let there = cache.filled().0 as usize / PAGE;
     assert_eq!(there, (PAGES / 2).next_multiple_of(16));
-    let second = Clone::of(&cache, options(16, 1)).unwrap();
+    let second = Guest::start(cache.clone(), PAGES, options(16, 1)).unwrap();
     for page in shuffled(there, 6) {
         assert!(page_of(&second.memory, page) == image.page(page));
     }
@@ -103,8 +83,8 @@ fn what_a_clone_writes_is_its_own() {
     const PAGES: usize = 64;
     let image = Image::new(PAGES);
     let Ok(cache) = PageCache::new(image.clone()) else { return };
-    let Some(writer) = Clone::of(&cache, options(16, 1)) else { return };
-    let reader = Clone::of(&cache, options(16, 1)).unwrap();
+    let Some(writer) = Guest::start(cache.clone(), PAGES, options(16, 1)) else { return };
+    let reader = Guest::start(cache.clone(), PAGES, options(16, 1)).unwrap();
     // Some pages are there before they are written, others are not.
     for page in (0..PAGES).step_by(3) {
         assert!(page_of(&reader.memory, page) == image.page(page));
@@ -115,7 +95,7 @@ fn what_a_clone_writes_is_its_own() {
         expected[9] = 0xd1;
         assert!(page_of(&writer.memory, page) == expected, "page {page}");
     }
-    let late = Clone::of(&cache, options(16, 1)).unwrap();
+    let late = Guest::start(cache.clone(), PAGES, options(16, 1)).unwrap();
     for page in 0..PAGES {
         assert!(page_of(&reader.memory, page) == image.page(page), "page {page} of one from before");
         assert!(page_of(&late.memory, page) == image.page(page), "page {page} of one from after");
@@ -197,10 +177,14 @@ fn taint(cache: &Arc<PageCache>, page: usize) -> Option<()> {
 
 #[test]
 fn a_cache_that_others_filled_is_not_used_any_more() {
-    let image = all_data(64);
+    const PAGES: usize = 64;
+    let image = all_data(PAGES);
     let Ok(cache) = PageCache::new(image.clone()) else { return };
     let (noting, noted) = noting_failure();
-    let Some(clone) = Clone::of(&cache, FaultServerOptions { run_pages: 16, ..noting }) else { return };
+    let Some(clone) = Guest::start(cache.clone(), PAGES, FaultServerOptions { run_pages: 16, ..noting })
+    else {
+        return;
+    };
     assert!(page_of(&clone.memory, 3) == image.page(3));
     taint(&cache, 22).unwrap();
     // Nobody begins with it.
@@ -216,8 +200,8 @@ fn a_cache_that_others_filled_is_not_used_any_more() {
     let error = waiting.server.wait(LONG).unwrap().unwrap_err();
     assert!(matches!(&*error, UffdError::Tainted { offset: 0x16000 }), "{error:?}");
     eventually("the callback is called", || noted.lock().unwrap().is_some());
-    waiting._uffd.wake(waiting.memory.pointer(), waiting.memory.len()).unwrap();
-    waiting._uffd.unregister(waiting.memory.pointer(), waiting.memory.len()).unwrap();
+    waiting.uffd.wake(waiting.memory.pointer(), waiting.memory.len()).unwrap();
+    waiting.uffd.unregister(waiting.memory.pointer(), waiting.memory.len()).unwrap();
     touch.join().unwrap();
     assert!(waiting.server.stop().is_err());
 }
@@ -253,7 +237,7 @@ fn a_cache_outlives_a_process_that_is_killed_on_it() {
     drop(go_on);
     assert_eq!(server.wait(LONG).unwrap().unwrap(), End::ProcessExited);
     assert!(noted.lock().unwrap().is_none());
-    let next = Clone::of(&cache, options(16, 1)).unwrap();
+    let next = Guest::start(cache.clone(), CHILD_PAGES, options(16, 1)).unwrap();
     for page in 0..CHILD_PAGES {
         assert!(page_of(&next.memory, page) == image.page(page), "page {page}");
     }

@@ -9,9 +9,11 @@ mod failing;
 #[allow(unsafe_code)]
 #[path = "forking/sys.rs"]
 mod forking;
+mod guest;
 mod hostile;
 mod pages;
 mod peer;
+mod sources;
 #[allow(unsafe_code)]
 #[path = "../../examples/plain_process/sys.rs"]
 mod sys;

@@ -1,18 +1,15 @@
 //! What pages hold.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use userfaultfd::FeatureFlags;
-use wrenn_base::BoxError;
-use wrenn_uffd::{
-    Backing, End, FaultServer, FaultServerOptions, PageCache, PageRun, PageSource, Prefetch, Run, RunKind,
-};
+use wrenn_uffd::{End, FaultServer, FaultServerOptions, PageRun, Prefetch};
 
 use super::peer::{
-    Image, PAGE, Scratch, eventually, hand_over, join, page_of, region, send, shuffled, uffd_or_skip,
+    Image, PAGE, Scratch, eventually, hand_over, page_of, region, send, shuffled, uffd_or_skip,
 };
 use super::sys::Mapping;
 
@@ -67,87 +64,6 @@ fn pages_touched_in_random_order_hold_the_image() {
         }
         assert_eq!(stats.latency.iter().sum::<u64>(), stats.faults);
     }
-}
-
-/// An image that lends its content, and cannot be read otherwise.
-struct Lent(Arc<Image>);
-
-impl PageSource for Lent {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn lookup(&self, offset: u64, max: u64) -> Run {
-        self.0.lookup(offset, max)
-    }
-
-    fn read(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), BoxError> {
-        Err("what is lent need not be read".into())
-    }
-
-    fn resident(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        Some(&self.0.0[offset as usize..offset as usize + len])
-    }
-}
-
-#[test]
-fn what_lies_in_memory_is_not_read() {
-    const PAGES: usize = 300;
-    let image = Image::new(PAGES);
-    for cached in [false, true] {
-        let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else {
-            return;
-        };
-        let source = Arc::new(Lent(image.clone()));
-        let backing: Backing = if cached { PageCache::new(source).unwrap().into() } else { source.into() };
-        let server = FaultServer::listen(&scratch.socket(), backing, options(16)).unwrap();
-        let memory = if cached {
-            join(&scratch.socket(), &uffd).2
-        } else {
-            let memory = Mapping::new(PAGES * PAGE).unwrap();
-            hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
-            memory
-        };
-        for page in shuffled(PAGES, 2) {
-            assert!(page_of(&memory, page) == image.page(page), "page {page}");
-        }
-        assert_eq!(server.stop().unwrap(), End::Stopped);
-    }
-}
-
-/// A source whose runs end where its compressed frames do: every seven pages.
-struct Framed(Arc<Image>, std::sync::Mutex<Vec<(usize, usize)>>);
-
-impl PageSource for Framed {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn lookup(&self, offset: u64, max: u64) -> Run {
-        let frame = (7 * PAGE) as u64;
-        Run { kind: RunKind::Data, len: max.min(frame - offset % frame) }
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BoxError> {
-        self.1.lock().unwrap().push((offset as usize / PAGE, buf.len() / PAGE));
-        self.0.read(offset, buf)
-    }
-}
-
-#[test]
-fn a_fault_reads_nothing_beyond_what_the_source_has_at_hand() {
-    const PAGES: usize = 64;
-    let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else { return };
-    let source = Arc::new(Framed(Image::new(PAGES), Default::default()));
-    let server = FaultServer::listen(&scratch.socket(), source.clone(), options(32)).unwrap();
-    let memory = Mapping::new(PAGES * PAGE).unwrap();
-    let _stream = hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
-    for page in [20, 3, 30, 33, 63] {
-        assert!(page_of(&memory, page) == source.0.page(page), "page {page}");
-    }
-    server.stop().unwrap();
-    // The runs of 32 cut the frame of pages 28 to 34, and the image's end the last one.
-    assert_eq!(*source.1.lock().unwrap(), [(14, 7), (0, 7), (28, 4), (32, 3), (63, 1)]);
 }
 
 #[test]
@@ -346,85 +262,4 @@ fn huge_pages_are_served_whole() {
         assert_eq!((stats.pages, stats.pages_total, stats.faults), (4, 4, 5 - ahead));
         assert_eq!((stats.bytes_copied, stats.bytes_zeroed), (3 * HUGE as u64, 2 * HUGE as u64));
     }
-}
-
-#[test]
-fn pages_that_the_process_fills_itself_stay_as_they_are() {
-    const PAGES: usize = 64;
-    let image = Image::new(PAGES);
-    for cached in [false, true] {
-        let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else {
-            return;
-        };
-        let backing: Backing =
-            if cached { PageCache::new(image.clone()).unwrap().into() } else { image.clone().into() };
-        let server = FaultServer::listen(&scratch.socket(), backing, options(16)).unwrap();
-        let memory = if cached {
-            join(&scratch.socket(), &uffd).2
-        } else {
-            let memory = Mapping::new(PAGES * PAGE).unwrap();
-            hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
-            memory
-        };
-        // In the midst of a run of data, and of a run of zeros.
-        for page in [7, 17] {
-            assert_eq!(image.is_zero(page), page == 17);
-            super::forking::copy(&uffd, &memory, page * PAGE, &[0x5a; PAGE]);
-        }
-        for page in shuffled(PAGES, 3) {
-            let expected = if page == 7 || page == 17 { &[0x5a; PAGE][..] } else { image.page(page) };
-            assert!(page_of(&memory, page) == expected, "page {page}");
-        }
-        assert_eq!(server.stop().unwrap(), End::Stopped);
-    }
-}
-
-/// While a removal is announced and nobody has read of it, the kernel refuses to fill pages.
-#[test]
-fn a_fill_that_meets_a_removal_is_tried_again() {
-    const PAGES: usize = 256;
-    let (Some(uffd), scratch) = (uffd_or_skip(FeatureFlags::EVENT_REMOVE), Scratch::new()) else { return };
-    struct Gated(Arc<Image>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
-    impl PageSource for Gated {
-        fn len(&self) -> u64 {
-            self.0.len()
-        }
-        fn lookup(&self, offset: u64, max: u64) -> Run {
-            self.0.lookup(offset, max)
-        }
-        fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BoxError> {
-            let _ = self.1.lock().unwrap().recv();
-            self.0.read(offset, buf)
-        }
-    }
-    let (open, gate) = std::sync::mpsc::channel();
-    let image = Image::new(PAGES);
-    let source = Arc::new(Gated(image.clone(), gate.into()));
-    let server = FaultServer::listen(&scratch.socket(), source, options(16)).unwrap();
-    let memory = Mapping::new(PAGES * PAGE).unwrap();
-    let _stream = hand_over(&scratch.socket(), &[(&memory, 0)], &uffd);
-    let waits_at = |place: &str| {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-        let mut places = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("wchan")).ok());
-        places.any(|at| at.contains(place))
-    };
-    std::thread::scope(|scope| {
-        // Its answer waits for the source ...
-        scope.spawn(|| assert!(page_of(&memory, 6) == image.page(6)));
-        eventually("a thread waits for its page", || waits_at("handle_userfault"));
-        eventually("its fault was read", || {
-            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", uffd.as_raw_fd())).unwrap();
-            info.lines().any(|line| line.split_whitespace().eq(["pending:", "0"]))
-        });
-        // ... and meanwhile another thread gives up a neighbour.
-        scope.spawn(|| memory.discard(8 * PAGE, PAGE).unwrap());
-        eventually("a removal is announced", || waits_at("userfaultfd_"));
-        drop(open);
-    });
-    assert_eq!(page_of(&memory, 8), [0; PAGE], "and it is gone");
-    assert!(page_of(&memory, 9) == image.page(9));
-    server.stop().unwrap();
-    let stats = server.stats();
-    assert!(stats.retries > 0, "{stats:?}");
-    assert_eq!(stats.pages_removed, 1);
 }
