@@ -64,18 +64,12 @@ fn pages_straight(pages: usize, layers: &LayerDir) -> Result<(), Box<dyn Error>>
     {
         fill(page, number as u64 + 1);
     }
-    let begun = Instant::now();
-    let mut writer = MemoryImage::write_full(Bytes(memory.len() as u64), layers)?;
-    for (number, piece) in memory.chunks(1 << 20).enumerate() {
-        writer.put((number << 20) as u64, piece)?;
-    }
-    let full = writer.finish()?;
-    report("full image of pages, half of them zero, made durable", memory.len() as u64, begun.elapsed());
-    println!("  {} of data, {} on disk", full.data, full.written);
+    let full =
+        full_of_pages(&memory, layers, "full image of pages, half of them zero in runs of 64, made durable")?;
     for percent in [1, 10] {
         let dirty = |run: usize| (run * 2_654_435_761) % 100 < percent;
         let begun = Instant::now();
-        let mut writer = full.image.write_diff()?;
+        let mut writer = full.write_diff()?;
         for (number, run) in memory.chunks(4 * PAGE).enumerate().filter(|(number, _)| dirty(*number)) {
             writer.put((number * 4 * PAGE) as u64, run)?;
         }
@@ -84,7 +78,24 @@ fn pages_straight(pages: usize, layers: &LayerDir) -> Result<(), Box<dyn Error>>
         report(&format!("diff of pages, {percent}% in runs of 4, made durable"), diff.data.get(), took);
         println!("  {} of data, {} on disk", diff.data, diff.written);
     }
+    // The worst there is: every page is a piece of its own on the disk.
+    for (number, page) in memory.chunks_exact_mut(PAGE).enumerate() {
+        if number % 2 == 0 { fill(page, number as u64 + 1) } else { page.fill(0) }
+    }
+    full_of_pages(&memory, layers, "full image of pages, every second one zero, made durable")?;
     Ok(())
+}
+
+fn full_of_pages(memory: &[u8], layers: &LayerDir, what: &str) -> Result<MemoryImage, Box<dyn Error>> {
+    let begun = Instant::now();
+    let mut writer = MemoryImage::write_full(Bytes(memory.len() as u64), layers)?;
+    for (number, piece) in memory.chunks(1 << 20).enumerate() {
+        writer.put((number << 20) as u64, piece)?;
+    }
+    let full = writer.finish()?;
+    report(what, memory.len() as u64, begun.elapsed());
+    println!("  {} of data, {} on disk", full.data, full.written);
+    Ok(full.image)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -72,10 +72,17 @@ pub(super) struct StagedLayer {
 }
 
 impl StagedLayer {
-    pub(super) fn create(dir: &LayerDir) -> Result<Self, MemoryError> {
+    /// Begins a layer; `length` is where it will end, if that is known, and has to be if anything is to be skipped.
+    pub(super) fn create(dir: &LayerDir, length: Option<u64>) -> Result<Self, MemoryError> {
         let id = new_id()?;
         let path = dir.layer_path(id);
-        let staged = StagedFile::create(&path).map_err(MemoryError::io("create the layer", &path))?;
+        // A file that has its length from the start does not grow, so no file system reserves space ahead of its end,
+        // which would be in the holes by and by (xfs reserves mebibytes).
+        let staged = StagedFile::create(&path).and_then(|staged| {
+            staged.file().set_len(length.unwrap_or(0))?;
+            Ok(staged)
+        });
+        let staged = staged.map_err(MemoryError::io("create the layer", &path))?;
         let (sums, gathered) = (BlockSummer::new(), Vec::with_capacity(CHUNK));
         Ok(Self { id, path, staged, sums, gathered, flushed: 0, sent: 0 })
     }
@@ -118,8 +125,7 @@ impl StagedLayer {
     /// Makes the layer durable under its name and opens it. Where this fails nothing is left of it.
     pub(super) fn finish(mut self, dir: &LayerDir) -> Result<Layer, MemoryError> {
         self.flush()?;
-        // The file may end in a hole. And this gives back what the file system reserved for a file that might have
-        // grown on (xfs does, by mebibytes).
+        // Gives back what the file system reserved for a file that might have grown on.
         let cut = self.staged.file().set_len(self.flushed);
         cut.map_err(MemoryError::io("finish the layer", &self.path))?;
         protect(self.staged.file(), &self.path)?;

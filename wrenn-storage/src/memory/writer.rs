@@ -177,7 +177,10 @@ impl ImageWriter {
     fn put_data(&mut self, first: u32, pages: &[u8]) -> Result<(), MemoryError> {
         let staged = match &mut self.staged {
             Some(staged) => staged,
-            none => none.insert(StagedLayer::create(&self.dir)?),
+            none => {
+                let length = self.base.is_none().then(|| u64::from(self.pages) * PAGE_SIZE);
+                none.insert(StagedLayer::create(&self.dir, length)?)
+            }
         };
         let layer = match &self.base {
             None => {

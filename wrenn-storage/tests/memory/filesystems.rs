@@ -1,10 +1,11 @@
 //! The zero/hole/data rule on the file systems that users have, and the refusal of those that cannot keep it.
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use wrenn_storage::MemoryError;
+use wrenn_storage::{LayerDir, MemoryError};
 
 use super::model::{Guest, PAGE, Place, Write};
 use super::mount::{Mount, or_skip};
@@ -46,6 +47,33 @@ fn check_extending_writer(parent: &Path) {
     guest.check(&base.import_diff(&place.path("diff")).unwrap().image);
 }
 
+/// Images that are made of pages take the space of their data, give or take what the file system adds to a file.
+fn check_written(parent: &Path) {
+    let place = Place::below(parent);
+    let mut guest = Guest::new(4096);
+    for page in (0..300).chain((301..900).step_by(2)).chain([2000, 2001, 3000]) {
+        guest.apply(page, Write::Fill(page as u8));
+    }
+    let spare = 128 << 10;
+    for step in [1, 64, 4096] {
+        let full = guest.put_full(&place.layers, step, |_| false);
+        guest.check(&full.image);
+        assert!(full.written.get() <= full.data.get() + spare, "{} for {}", full.written, full.data);
+        let mut later = guest.clone();
+        let writes: Vec<_> =
+            (200..400).map(|page| (page, Write::Fill(3))).chain([(2000, Write::Zero)]).collect();
+        let diff = place.put_diff(&full.image, &mut later, &writes);
+        later.check(&diff.image);
+        assert!(diff.written.get() <= diff.data.get() + spare, "{} for {}", diff.written, diff.data);
+        let merged = diff.image.compact(|_| ControlFlow::Continue(())).unwrap();
+        later.check(&merged.image);
+        assert!(merged.written.get() <= merged.data.get() + spare, "{} for {}", merged.written, merged.data);
+        let linked = merged.image.link_into(&LayerDir::open(place.path("linked")).unwrap()).unwrap();
+        later.check(&linked);
+        assert_eq!(linked.usage().unwrap().allocated, merged.written);
+    }
+}
+
 #[test]
 fn the_rule_holds_on_ext4() {
     for block in ["4096", "1024"] {
@@ -53,6 +81,7 @@ fn the_rule_holds_on_ext4() {
         let Some(mount) = or_skip(Mount::image(&mkfs, 256 << 20)) else { return };
         check_rule(&mount.dir);
         check_extending_writer(&mount.dir);
+        check_written(&mount.dir);
     }
 }
 
@@ -62,6 +91,7 @@ fn the_rule_holds_on_xfs() {
     let Some(mount) = or_skip(Mount::image(&mkfs, 512 << 20)) else { return };
     check_rule(&mount.dir);
     check_extending_writer(&mount.dir);
+    check_written(&mount.dir);
 }
 
 #[test]
@@ -69,6 +99,7 @@ fn the_rule_holds_on_btrfs() {
     let Some(mount) = or_skip(Mount::image(&["mkfs.btrfs", "-q"], 512 << 20)) else { return };
     check_rule(&mount.dir);
     check_extending_writer(&mount.dir);
+    check_written(&mount.dir);
 }
 
 #[test]
@@ -76,6 +107,7 @@ fn the_rule_holds_on_tmpfs() {
     let Some(mount) = or_skip(Mount::tmpfs("size=256m,huge=never")) else { return };
     check_rule(&mount.dir);
     check_extending_writer(&mount.dir);
+    check_written(&mount.dir);
 }
 
 #[test]
