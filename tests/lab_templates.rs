@@ -129,6 +129,7 @@ async fn a_template_makes_sandboxes_of_their_own() {
     assert_eq!(run(&first, "cat /root/who").await, "first");
     assert!(count(&first).await > counted, "it went on counting");
     first.destroy().await.unwrap();
+    drop((missing, template));
     host.close().await.unwrap();
     before.assert_same(&HostState::of(&test.data()));
 }
@@ -181,6 +182,7 @@ async fn a_running_sandbox_is_snapshot_and_branched() {
         sandbox.destroy().await.unwrap();
     }
     taken.template.delete().await.unwrap();
+    drop(taken);
     host.close().await.unwrap();
     before.assert_same(&HostState::of(&test.data()));
 }
@@ -241,5 +243,6 @@ async fn memory_comes_back_in_every_mode() {
     for sandbox in [warm, sibling, again] {
         sandbox.destroy().await.unwrap();
     }
+    drop(template);
     host.close().await.unwrap();
 }

@@ -121,7 +121,13 @@ fn snapshot(error: &SnapshotError) -> ErrorKind {
 fn memory(error: &MemoryError) -> ErrorKind {
     match error {
         MemoryError::Io { .. } => ErrorKind::System,
-        MemoryError::CoarseHoles { .. } | MemoryError::OtherFileSystem { .. } => ErrorKind::HostUnfit,
+        MemoryError::CoarseHoles { .. }
+        | MemoryError::OtherFileSystem { .. }
+        | MemoryError::DirectoriesApart { .. } => ErrorKind::HostUnfit,
+        MemoryError::Cancelled { .. }
+        | MemoryError::BrokenWriter { .. }
+        | MemoryError::PartPages { .. }
+        | MemoryError::PageOrder { .. } => ErrorKind::System,
         _ => ErrorKind::Corrupt,
     }
 }

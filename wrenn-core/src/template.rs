@@ -25,8 +25,9 @@ use crate::stored::{DISK, MEMORY, STATE, Stored, WORKING_SET};
 
 /// A template: a snapshot with a name, of which sandboxes are made that go on where it was taken.
 ///
-/// It is only the name: whether there is such a template is seen when it is used. A template keeps its own hold on all
-/// it consists of, and so does every sandbox made from it: removing either never breaks the other.
+/// The handle is only the name, and keeps its host open: whether there is such a template is seen when it is used. A
+/// template keeps its own hold on all it consists of, and so does every sandbox made from it: removing either never
+/// breaks the other.
 #[derive(Clone)]
 pub struct Template {
     host: Arc<HostInner>,

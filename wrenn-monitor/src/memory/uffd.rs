@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use userfaultfd::{Uffd, UffdBuilder};
+use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -119,6 +119,8 @@ impl Server {
             .non_blocking(true)
             // KVM touches guest memory from inside the kernel.
             .user_mode_only(false)
+            // A server with a cache must hear of pages that are given up: the cache would bring back what they held.
+            .require_features(FeatureFlags::EVENT_REMOVE)
             .create()
             .map_err(LinkError::Create)?;
         for region in guest.iter() {
