@@ -1,7 +1,8 @@
 """Counts what nextest's JUnit report says was run and what its tests say they skipped.
 
 Usage: ci-report.py REPORT MINIMUM. Fails when fewer than MINIMUM tests ran. A test that cannot run here passes and prints
-`SKIP: why`; such a test counts as skipped, not as run. A test that passed at its second attempt is named with what its first said.
+`SKIP: why`; such a test counts as skipped, not as run. A test that passed at its second attempt is named with what its
+first said, and so is one that did something again by itself (`RETRY: why`).
 """
 
 import collections
@@ -21,6 +22,8 @@ def main(report, minimum):
         output = "".join(case.findtext(name) or "" for name in ("system-out", "system-err"))
         reasons = re.findall(r"^SKIP: (.*)$", output, re.M)
         skips.update(reasons)
+        for why in re.findall(r"^RETRY: (.*)$", output, re.M):
+            print(f"ci: tried again: {case.get('classname')} {case.get('name')}: {why}")
         ran += not reasons
     for reason, count in sorted(skips.items()):
         print(f"ci: skipped {count}: {reason}")

@@ -3,7 +3,7 @@
 mod support;
 
 use support::TestHost;
-use wrenn::{Host, MiB, PausedSandbox, Sandbox, SnapshotKind};
+use wrenn::{Host, MiB, PausedSandbox, RestoreOptions, Sandbox, SnapshotKind};
 
 /// Holds 8 MiB in memory, changes a part of it (fills, zeroes, rewrites) when told to on a FIFO, and then writes
 /// the digest of all of it to a file, and the whole of it to another. Its random numbers are from a fixed seed.
@@ -78,7 +78,7 @@ async fn five_rounds(host: &Host, vcpus: u8) {
         let stopped = pause(sandbox).await;
         let expected = if round == 0 { SnapshotKind::Full } else { SnapshotKind::Diff };
         assert_eq!((stopped.snapshot().kind, stopped.snapshot().generation), (expected, round + 1));
-        let sandbox = stopped.resume().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+        let sandbox = support::resume(stopped, RestoreOptions::default()).await;
         let after = tell(&sandbox, "keep", &format!("after{round}")).await;
         assert_eq!(after, before, "memory changed over pause {round} with {vcpus} vCPUs");
         let rounds = sandbox.exec("cat /root/rounds").await.unwrap().stdout_text();
@@ -92,7 +92,7 @@ async fn five_rounds(host: &Host, vcpus: u8) {
     paused.replace(pause(sandbox).await);
     drop(paused);
     assert_eq!(host.stored().await.unwrap(), std::slice::from_ref(&id));
-    let sandbox = host.paused(&id).await.unwrap().resume().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+    let sandbox = support::resume(host.paused(&id).await.unwrap(), RestoreOptions::default()).await;
     assert_eq!(tell(&sandbox, "keep", "found").await, before);
     sandbox.destroy().await.unwrap();
 }

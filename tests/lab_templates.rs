@@ -52,7 +52,7 @@ async fn pause(sandbox: Sandbox) -> PausedSandbox {
 }
 
 async fn resume(paused: PausedSandbox, options: RestoreOptions) -> Sandbox {
-    paused.resume_with(options).await.unwrap_or_else(|e| panic!("{:?}", e.source))
+    support::resume(paused, options).await
 }
 
 #[track_caller]
@@ -68,7 +68,8 @@ async fn check_apart(children: &[Sandbox]) {
     for child in children {
         // The first command that is answered already has fresh randomness.
         let random = run(child, "head -c 16 /dev/urandom | od -An -tx1").await;
-        let python = run(child, "python3 -c 'import random; print(random.random(), random.getrandbits(64))'").await;
+        let python =
+            run(child, "python3 -c 'import random; print(random.random(), random.getrandbits(64))'").await;
         let name = run(child, "cat /proc/sys/kernel/hostname").await;
         assert_eq!(name, child.id().as_str());
         assert_eq!(run(child, "echo $KEPT").await, "yes");

@@ -179,7 +179,9 @@ impl Assembly {
                     };
                     client.load_cached(&load).await
                 }
-                (mode, reads_memory) => client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await,
+                (mode, reads_memory) => {
+                    client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await
+                }
             }
         };
         let result = load.await;
@@ -288,7 +290,12 @@ struct Parts {
 }
 
 /// Firecracker's own way of loading a snapshot.
-fn snapshot_load(state: PathBuf, mode: RestoreMode, backend_path: PathBuf, reads_memory: bool) -> SnapshotLoad {
+fn snapshot_load(
+    state: PathBuf,
+    mode: RestoreMode,
+    backend_path: PathBuf,
+    reads_memory: bool,
+) -> SnapshotLoad {
     let backend_type = match mode {
         RestoreMode::Uffd => MemBackendType::Uffd,
         RestoreMode::File => MemBackendType::File,

@@ -90,7 +90,16 @@ pub(crate) fn commit(
     imported.image.save(&staged.file(MEMORY))?;
     checkpoint("snapshot.manifest-saved")?;
     let record = record(live, kind, imported.written);
-    let snapshot = staged.commit(&[STATE, DISK], &record)?;
+    let generation = staged.generation();
+    let snapshot = match staged.commit(&[STATE, DISK], &record) {
+        Ok(snapshot) => snapshot,
+        // It has its name and keeps it, though the file system said no: the guest must not run on over its disk.
+        Err(e) if store.snapshots().latest()? == Some(generation) => {
+            tracing::error!(sandbox = %record.id, error = %e, "a snapshot is complete, but may not survive a power loss");
+            store.snapshots().open::<Record>(generation)?.0
+        }
+        Err(e) => return Err(e.into()),
+    };
     checkpoint("snapshot.committed").unwrap_or_else(|e| {
         // It is there: what fails now is no failure of the snapshot.
         tracing::warn!(error = %e, "after a snapshot was committed");

@@ -65,7 +65,8 @@ impl Compactions {
     /// Begins merging the chain of `stored`, the latest snapshot of a sandbox in `store`, if it is too long.
     pub(crate) fn consider(&self, store: &StoreDir, stored: &Stored) {
         let mut running = self.running();
-        let under_way = running.get(&stored.record.id).is_some_and(|compaction| !compaction.task.is_finished());
+        let under_way =
+            running.get(&stored.record.id).is_some_and(|compaction| !compaction.task.is_finished());
         if under_way || stored.memory.layers_in_use().len() <= self.policy.max_layers {
             return;
         }

@@ -131,7 +131,9 @@ pub enum Cause {
         name: TemplateName,
     },
     /// A snapshot decides what was asked to be otherwise.
-    #[error("{what} is {held} in the snapshot, and cannot become {wanted}; leave it out, or boot another sandbox")]
+    #[error(
+        "{what} is {held} in the snapshot, and cannot become {wanted}; leave it out, or boot another sandbox"
+    )]
     FixedBySnapshot {
         /// The parameter.
         what: &'static str,

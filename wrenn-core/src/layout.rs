@@ -101,7 +101,8 @@ impl StoreDir {
 
     /// Removes all of it; nothing being there is fine.
     pub(crate) fn remove(&self) -> Result<(), Cause> {
-        unless_missing(std::fs::remove_dir_all(&self.0)).map_err(|source| Cause::io("remove", &self.0, source))
+        unless_missing(std::fs::remove_dir_all(&self.0))
+            .map_err(|source| Cause::io("remove", &self.0, source))
     }
 }
 

@@ -99,7 +99,8 @@ fn prefetch(wanted: Prefetch, known: Option<&WorkingSet>) -> wrenn_uffd::Prefetc
     match (wanted, known) {
         (Prefetch::All, _) => wrenn_uffd::Prefetch::All,
         (Prefetch::WorkingSet, Some(set)) => {
-            let run = |run: &PageRun| wrenn_uffd::PageRun { first: run.first.into(), pages: run.pages.into() };
+            let run =
+                |run: &PageRun| wrenn_uffd::PageRun { first: run.first.into(), pages: run.pages.into() };
             wrenn_uffd::Prefetch::Runs(set.runs().iter().map(run).collect())
         }
         (Prefetch::WorkingSet | Prefetch::None, _) => wrenn_uffd::Prefetch::None,

@@ -63,7 +63,8 @@ impl PausedSandbox {
             let (dirs, id) = (dirs.clone(), id.clone());
             blocking(move || open(&dirs, id)).await?
         };
-        let identity = Identity { id, dirs, spec: stored.record.spec.clone(), token: stored.record.token.clone() };
+        let identity =
+            Identity { id, dirs, spec: stored.record.spec.clone(), token: stored.record.token.clone() };
         Ok(Self::captured(host, identity, stored))
     }
 

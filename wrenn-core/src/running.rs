@@ -100,7 +100,8 @@ async fn freeze(host: &Arc<HostInner>, live: &Arc<Live>, staged: &StagedSnapshot
     let freezer = building(&mut undo, &host.reaper, move |undo| Freezer::bind(&socket, undo)).await?;
     let request =
         StateSave { snapshot_path: staged.file(STATE), freeze_socket: Some(freezer.socket().to_owned()) };
-    let result = match live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await {
+    let result = match live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await
+    {
         Ok(saved) => blocking(move || freezer.accept(saved.regions, FREEZE_LIMIT)).await.map_err(Cause::from),
         Err(cause) => Err(cause),
     };

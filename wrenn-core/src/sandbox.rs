@@ -60,7 +60,13 @@ pub struct PauseError {
 
 impl Sandbox {
     pub(crate) fn booted(host: Arc<HostInner>, machine: Machine) -> Self {
-        Self { host, machine, origin: None, dirty_pages_known: AtomicBool::new(false), capturing: Mutex::default() }
+        Self {
+            host,
+            machine,
+            origin: None,
+            dirty_pages_known: AtomicBool::new(false),
+            capturing: Mutex::default(),
+        }
     }
 
     pub(crate) fn resumed(host: Arc<HostInner>, machine: Machine, origin: Origin) -> Self {

@@ -349,4 +349,3 @@ fn delete(host: &HostInner, name: &TemplateName) -> Result<(), Cause> {
     fs::remove_dir_all(&unnamed).map_err(|source| Cause::io("remove", &unnamed, source))?;
     durable::sync_parent(&path).map_err(|source| Cause::io("sync", &path, source))
 }
-

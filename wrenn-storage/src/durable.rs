@@ -123,8 +123,9 @@ impl StagedDir {
     /// Makes everything in the directory durable and gives it its name, which must be free.
     ///
     /// # Errors
-    /// `AlreadyExists` where the target is there; it is untouched, whatever it is. Otherwise as for
-    /// [`StagedFile::commit`].
+    /// `AlreadyExists` where the target is there; it is untouched, whatever it is. After any error nothing has the name
+    /// and the staged directory is gone, unless the file system refuses even to take the name back: then the target is
+    /// there, whole, and may not survive a power loss.
     pub fn commit(mut self) -> io::Result<()> {
         sync_tree(&self.staged)?;
         fault::point("storage.dir.rename")?;
@@ -134,8 +135,11 @@ impl StagedDir {
             result => result?,
         }
         self.committed = true;
-        fault::point("storage.dir.renamed")?;
-        sync_parent(&self.target)?;
+        if let Err(e) = fault::point("storage.dir.renamed").and_then(|()| sync_parent(&self.target)) {
+            // It may not last, so it must not be taken for done: the caller goes on as if it had never been.
+            self.committed = fs::rename(&self.target, &self.staged).is_err();
+            return Err(e);
+        }
         // The lock lived on this descriptor; the name is free of staging from here on.
         let _ = flock(&self.dir, FlockOperation::Unlock);
         Ok(())

@@ -187,6 +187,11 @@ pub struct StagedSnapshot {
 }
 
 impl StagedSnapshot {
+    /// Its place in the order of the sandbox's snapshots, once it is committed.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Where the file `name` is to be written.
     pub fn file(&self, name: &'static str) -> PathBuf {
         self.staged.path().join(name)
@@ -195,8 +200,8 @@ impl StagedSnapshot {
     /// Checksums the files `names`, writes the index with `record`, makes all of it durable and commits it.
     ///
     /// # Errors
-    /// Nothing is committed then, and the staged files are gone, with one exception: if the last fsync, of the
-    /// directory that holds the snapshot, fails, the snapshot is there but may not survive a power loss.
+    /// Nothing is committed then, and the staged files are gone, unless the file system fails twice: see
+    /// [`StagedDir::commit`]. [`SnapshotStore::latest`] tells.
     pub fn commit<R: Serialize>(self, names: &[&'static str], record: R) -> Result<Snapshot, SnapshotError> {
         let mut files = Vec::with_capacity(names.len());
         for name in names {

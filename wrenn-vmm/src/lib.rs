@@ -41,7 +41,8 @@ mod program;
 #[cfg(feature = "driver")]
 mod spec;
 #[cfg(feature = "driver")]
-#[allow(unsafe_code)] // Code between fork and exec, and other processes' memory: nothing the compiler can check.
+#[allow(unsafe_code)]
+// Code between fork and exec, and other processes' memory: nothing the compiler can check.
 mod sys;
 #[cfg(feature = "driver")]
 mod text;

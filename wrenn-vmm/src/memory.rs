@@ -106,7 +106,8 @@ impl GuestMemory {
         let mut runs = Vec::new();
         for region in &self.regions {
             let pages = region.host_address..region.host_address + region.size;
-            let own = pagemap::own_runs(&self.pagemap, pages).map_err(system("read the monitor's page map"))?;
+            let own =
+                pagemap::own_runs(&self.pagemap, pages).map_err(system("read the monitor's page map"))?;
             runs.extend(own.into_iter().map(|OwnRun { addresses, zero }| {
                 let offset = |address: u64| address - region.host_address + region.offset;
                 GuestRun { range: offset(addresses.start)..offset(addresses.end), zero }

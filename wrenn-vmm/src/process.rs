@@ -129,10 +129,10 @@ impl MonitorProcess {
     /// # Errors
     /// Those of reading another process's memory, and [`MemoryError::Gone`](crate::MemoryError::Gone).
     pub fn guest_memory(&self, saved: SavedMemory) -> Result<GuestMemory, MemoryError> {
-        let life = self.watched.life().map_err(|source| MemoryError::System {
-            action: "hold on to the monitor's process",
-            source,
-        })?;
+        let life = self
+            .watched
+            .life()
+            .map_err(|source| MemoryError::System { action: "hold on to the monitor's process", source })?;
         GuestMemory::new(self.watched.process(), life, saved.regions)
     }
 

@@ -225,8 +225,7 @@ pub(crate) mod tests {
         pub(crate) fn of(file: &File, pages: u64) -> Self {
             let (len, file): (usize, BorrowedFd<'_>) = (pages as usize * PAGE, file.as_fd());
             // SAFETY: as above; the file is at least as long.
-            let start =
-                unsafe { mmap(std::ptr::null_mut(), len, Self::ACCESS, MapFlags::PRIVATE, file, 0) };
+            let start = unsafe { mmap(std::ptr::null_mut(), len, Self::ACCESS, MapFlags::PRIVATE, file, 0) };
             Self { start: start.unwrap().cast(), pages }
         }
 

@@ -16,9 +16,7 @@ use wrenn_vmm::api::{
 use crate::action::{Action, Answer, Fault, Outcome};
 use crate::api::VmConfig;
 use crate::logger::{self, LoggerError};
-use crate::machine::{
-    Host, LoadError, Machine, MemorySource, Origin, SaveError, StartError, Subscriber,
-};
+use crate::machine::{Host, LoadError, Machine, MemorySource, Origin, SaveError, StartError, Subscriber};
 use crate::vcpu::VcpuError;
 use crate::vm::Vm;
 

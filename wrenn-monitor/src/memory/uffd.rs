@@ -87,8 +87,7 @@ pub(super) struct Server {
 /// Connects to the fault server at `socket`.
 pub(super) fn connect(socket: &Path) -> Result<Server, LinkError> {
     let connected = UnixStream::connect(socket);
-    let connection =
-        connected.map_err(|source| LinkError::Connect { socket: socket.to_owned(), source })?;
+    let connection = connected.map_err(|source| LinkError::Connect { socket: socket.to_owned(), source })?;
     Ok(Server { connection, socket: socket.to_owned() })
 }
 
@@ -131,9 +130,7 @@ impl Server {
         let message = serde_json::to_vec(&mappings(guest)).expect("numbers are valid JSON");
         let failed = |source| LinkError::Send { socket: self.socket.clone(), source };
         match self.connection.send_with_fd(message.as_slice(), uffd.as_raw_fd()) {
-            Ok(count) if count == message.len() => {
-                Ok(FaultLink { connection: self.connection, _uffd: uffd })
-            }
+            Ok(count) if count == message.len() => Ok(FaultLink { connection: self.connection, _uffd: uffd }),
             Ok(_) => Err(failed(io::Error::from(io::ErrorKind::WriteZero))),
             Err(error) => Err(failed(io::Error::from_raw_os_error(error.errno()))),
         }
