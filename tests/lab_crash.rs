@@ -80,12 +80,12 @@ async fn a_pause_that_fails_gives_the_running_sandbox_back() {
     for point in &points {
         let state = format!("pause{point}");
         write(&sandbox, &state).await;
-        let before = HostState::of(&test.data());
+        let before = HostState::of(&test.data()).while_running();
         sandbox = match failing_at(*point, sandbox.pause()).await {
             (Err(e), true) => {
                 assert!(format!("{:?}", e.source).contains("injected fault"), "{:?}", e.source);
                 let sandbox = *e.sandbox.expect("the sandbox runs on");
-                before.assert_same_but_for(&HostState::of(&test.data()), LATER);
+                before.assert_same_but_for(&HostState::of(&test.data()).while_running(), LATER);
                 failed += 1;
                 sandbox
             }
@@ -142,7 +142,7 @@ async fn a_snapshot_or_template_that_fails_leaves_none() {
     drop(taken.unwrap());
     template().delete().await.unwrap();
     write(&sandbox, "first").await;
-    let before = HostState::of(&test.data());
+    let before = HostState::of(&test.data()).while_running();
     for point in snapshot {
         let state = format!("snapshot{point}");
         write(&sandbox, &state).await;
@@ -152,7 +152,7 @@ async fn a_snapshot_or_template_that_fails_leaves_none() {
             template().delete().await.unwrap();
         }
         assert_eq!(host.templates().await.unwrap(), []);
-        before.assert_same(&HostState::of(&test.data()));
+        before.assert_same(&HostState::of(&test.data()).while_running());
         assert_eq!(read(&sandbox).await, state, "after a fault at point {point}");
     }
     let paused = pause(sandbox).await;
