@@ -124,8 +124,8 @@ fn memory(error: &MemoryError) -> ErrorKind {
         MemoryError::CoarseHoles { .. }
         | MemoryError::OtherFileSystem { .. }
         | MemoryError::DirectoriesApart { .. } => ErrorKind::HostUnfit,
-        MemoryError::Cancelled { .. }
-        | MemoryError::BrokenWriter { .. }
+        MemoryError::Cancelled
+        | MemoryError::BrokenWriter
         | MemoryError::PartPages { .. }
         | MemoryError::PageOrder { .. } => ErrorKind::System,
         _ => ErrorKind::Corrupt,

@@ -2,7 +2,7 @@
 //!
 //! Source: Firecracker's API description (`firecracker.yaml`, version 1.17). Names, spelling and
 //! optionality are its own; a contract test compares them where that file is at hand. What is not in it, our own
-//! extensions, is in [`extension`] alone.
+//! extensions (see [`Extensions`]), is in a module of its own.
 //!
 //! Invariants:
 //! - Types that are sent to a monitor refuse unknown fields when read, as Firecracker does: a misspelt
