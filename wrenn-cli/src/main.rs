@@ -5,12 +5,14 @@
 //! wrenn image build NAME --from PATH    any directory, or tar archive (plain, gzip, zstd)
 //! wrenn image ls
 //! wrenn guest build                     the kernel and the initramfs that all sandboxes boot
+//! wrenn bench restore                   how long resuming takes here, with tables and plots
 //! ```
 //!
 //! Everything is built under a staging name and appears whole or not at all. An interrupted build (Ctrl-C, SIGTERM)
 //! removes what it staged; what a killed one leaves is swept by the next command.
 #![deny(unsafe_code)]
 
+mod bench;
 mod build;
 mod guest;
 mod image;
@@ -45,6 +47,9 @@ enum Command {
     /// The kernel and the initramfs that all sandboxes boot.
     #[command(subcommand)]
     Guest(guest::GuestCommand),
+    /// Measurements on this machine.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 fn main() -> ExitCode {
@@ -53,17 +58,22 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let cli = Cli::parse();
-    let result = interrupt::install().and_then(|()| match cli.command {
-        Command::Image(command) => image::run(&cli.data, command),
-        Command::Guest(command) => guest::run(&cli.data, command),
-    });
-    match result {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            report(&*error);
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
+    match cli.command {
+        Command::Bench(command) => bench::run(&cli.data, command)?,
+        Command::Image(command) => interrupt::install().and_then(|()| image::run(&cli.data, command))?,
+        Command::Guest(command) => interrupt::install().and_then(|()| guest::run(&cli.data, command))?,
+    }
+    Ok(())
 }
 
 /// An error and what caused it, one line each.

@@ -110,6 +110,11 @@ impl Host {
         HostBuilder::default()
     }
 
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.inner.data
+    }
+
     /// Begins a sandbox of the registered image `image`.
     ///
     /// # Errors

@@ -46,6 +46,15 @@ mod vm;
 use action::Fault;
 use args::Command;
 
+/// What the fuzzers in `fuzz/` call.
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Takes or refuses a state file.
+    pub fn state_file(bytes: &[u8]) {
+        crate::snapshot::fuzz(bytes);
+    }
+}
+
 /// Runs the monitor with `args`, the program's name first, until its machine has ended or cannot be run.
 ///
 /// The exit code tells which: 0 the guest shut down or rebooted; 1 the monitor failed (standard error, or its log,

@@ -53,6 +53,26 @@ pub(crate) enum InvalidState {
     Vm(#[from] VmStateError),
 }
 
+/// What is wrong with the body of a state file.
+enum BodyFault {
+    Encoding(postcard::Error),
+    Invalid(InvalidState),
+}
+
+/// For fuzzers: takes or refuses `file` as a state file, and its bytes behind a header as the body of one, so that
+/// the checksum does not keep them from what lies behind it. What is taken is written the same again.
+pub(crate) fn fuzz(file: &[u8]) {
+    let mut bodies = vec![file];
+    bodies.extend(container::unwrap(file));
+    for body in bodies {
+        let Ok(state) = MachineState::decode(body) else { continue };
+        let written = state.to_bytes().expect("what was read can be written");
+        let body = container::unwrap(&written).expect("what was wrapped can be unwrapped");
+        let again = MachineState::decode(body).unwrap_or_else(|_| panic!("what was written can be read"));
+        assert_eq!(again.to_bytes().expect("it can be written again"), written);
+    }
+}
+
 /// Everything about a machine but its memory's contents.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachineState {
@@ -82,9 +102,16 @@ impl MachineState {
             .map_err(|source| StateFileError::Read { path: path(), source })?;
         let body =
             container::unwrap(&bytes).map_err(|source| StateFileError::Container { path: path(), source })?;
-        let state: Self =
-            postcard::from_bytes(body).map_err(|source| StateFileError::Encoding { path: path(), source })?;
-        state.check().map_err(|source| StateFileError::Invalid { path: path(), source })?;
+        Self::decode(body).map_err(|fault| match fault {
+            BodyFault::Encoding(source) => StateFileError::Encoding { path: path(), source },
+            BodyFault::Invalid(source) => StateFileError::Invalid { path: path(), source },
+        })
+    }
+
+    /// Reads and checks what a state file's container holds.
+    fn decode(body: &[u8]) -> Result<Self, BodyFault> {
+        let state: Self = postcard::from_bytes(body).map_err(BodyFault::Encoding)?;
+        state.check().map_err(BodyFault::Invalid)?;
         Ok(state)
     }
 

@@ -102,3 +102,40 @@ proptest! {
         let _ = read(&container::wrap(&body));
     }
 }
+
+/// The directory that the fuzzer of state files begins with.
+fn corpus() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/state_file")
+}
+
+#[test]
+fn every_file_of_the_corpus_is_taken_or_refused() {
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(corpus()).unwrap() {
+        let content = std::fs::read(entry.unwrap().path()).unwrap();
+        fuzz(&content);
+        // Cut anywhere, and with a byte gone wrong: bounded, so that it stays a test.
+        for at in (0..content.len()).step_by(content.len() / 100 + 1) {
+            fuzz(&content[..at]);
+            let mut wrong = content.clone();
+            wrong[at] ^= 0x11;
+            fuzz(&wrong);
+        }
+        inputs += 1;
+    }
+    assert!(inputs >= 8, "{inputs} inputs: the corpus is gone");
+}
+
+/// Writes the corpus anew, after a change of the format.
+#[test]
+#[ignore = "it writes to the sources"]
+fn write_corpus() {
+    std::fs::create_dir_all(corpus()).unwrap();
+    for vcpus in [0, 1, 2, 4] {
+        let file = state(vcpus).to_bytes().unwrap();
+        let body = container::unwrap(&file).unwrap();
+        std::fs::write(corpus().join(format!("file-{vcpus}")), &file).unwrap();
+        std::fs::write(corpus().join(format!("body-{vcpus}")), body).unwrap();
+        std::fs::write(corpus().join(format!("cut-{vcpus}")), &body[..body.len() * 2 / 3]).unwrap();
+    }
+}
