@@ -1,4 +1,4 @@
-//! Failures and deaths at every point that pause, resume, snapshot, template and compaction pass.
+//! Failures, and dropped futures, at every point that pause, resume, snapshot and template pass.
 //!
 //! No list of points is kept here: an operation is run once to learn which points it passes, and then once more for each
 //! of them, the first time that it is passed. (Those of the memory layers are also tested one by one, without guests, where
@@ -6,68 +6,13 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
+use support::crash::{LATER, boot, failing_at, pause, points, read, resume, write};
 use support::{HostState, TestHost};
-use wrenn::{CompactionPolicy, Host, MiB, PausedSandbox, RestoreOptions, Sandbox, SandboxId};
-use wrenn_base::fault::{self, Plan};
-use wrenn_storage::{LayerDir, MemoryImage};
-
-/// What may come after a resume, in the background.
-const LATER: &[&str] = &["/working-set"];
-
-/// The smallest guest that boots: what is tested here does not depend on its size.
-async fn boot(host: &Host) -> Sandbox {
-    let sandbox = host.sandbox("debian").unwrap().memory(MiB(96)).create().await.expect("the sandbox boots");
-    write(&sandbox, "0").await;
-    sandbox
-}
-
-/// The guest's state, in memory and on disk: the file system of `/run` is memory.
-async fn write(sandbox: &Sandbox, text: &str) {
-    sandbox
-        .exec(format!("echo {text} | tee /run/state > /root/state; sync"))
-        .await
-        .expect("the guest answers");
-}
-
-async fn read(sandbox: &Sandbox) -> String {
-    let text = sandbox.exec("cat /run/state /root/state").await.expect("the guest answers").stdout_text();
-    let (memory, disk) = text.split_once('\n').expect("two lines");
-    assert_eq!(memory, disk, "memory and disk are not of one instant");
-    memory.to_owned()
-}
-
-async fn pause(sandbox: Sandbox) -> PausedSandbox {
-    sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source))
-}
-
-async fn resume(paused: PausedSandbox) -> Sandbox {
-    support::resume(paused, RestoreOptions::default()).await
-}
-
-/// Runs `operation` and answers at which points it is to fail: for each name the first time that it is passed.
-async fn points<T>(what: &str, operation: impl Future<Output = T>) -> (T, Vec<usize>) {
-    let guard = fault::arm(Plan::Record);
-    let result = operation.await;
-    let passed = guard.passed();
-    drop(guard);
-    let mut names = BTreeSet::new();
-    let first = (0..passed.len()).filter(|point| names.insert(passed[*point])).collect::<Vec<_>>();
-    println!("{what} passes {} points; of these {}: {names:?}", passed.len(), first.len());
-    assert!(first.len() >= 5, "{what} passes too few points: {passed:?}");
-    (result, first)
-}
-
-/// Runs `operation` with a fault at `point`, and answers whether that was met.
-async fn failing_at<T>(point: usize, operation: impl Future<Output = T>) -> (T, bool) {
-    let guard = fault::arm(Plan::FailAt(point));
-    let result = operation.await;
-    (result, guard.passed().len() > point)
-}
+use wrenn::{Host, SandboxId};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_that_fails_gives_the_running_sandbox_back() {
@@ -270,152 +215,4 @@ async fn settle(host: &Host, id: &SandboxId) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     panic!("sandbox {id} does not become free");
-}
-
-/// Every snapshot that the host knows can be read to its last byte.
-async fn check_whole(test: &TestHost, host: &Host) -> usize {
-    let stored = host.stored().await.unwrap();
-    for id in &stored {
-        let paused = host.paused(id).await.unwrap();
-        let dir = test.data().join("sandboxes").join(id.as_str());
-        let snapshot = dir.join("snapshots").join(paused.snapshot().generation.to_string());
-        let layers = LayerDir::open(dir.join("layers")).unwrap();
-        let image = MemoryImage::open(&snapshot.join("memory.manifest"), &layers).unwrap();
-        image.verify().unwrap();
-        assert_eq!(layers.list().unwrap(), image.layers_in_use(), "layers that nobody needs");
-    }
-    for name in host.templates().await.unwrap() {
-        host.template(name.as_str()).unwrap().info().await.unwrap();
-    }
-    stored.len()
-}
-
-/// Runs `inner` in a process that dies at each of `points`, and looks at what is left; then once to its end.
-async fn die_at(inner: &str, test: &TestHost, points: &[usize], states: &[&str]) {
-    let mut seen = BTreeSet::new();
-    for (number, point) in points.iter().chain(&[usize::MAX]).enumerate() {
-        let died = support::run_until_death(inner, test, *point);
-        let host = test.open().await;
-        assert_eq!(check_whole(test, &host).await, 1, "after a death at point {point}");
-        // Every byte was just read. That a guest goes on from them is seen at some of the points, as it takes long.
-        if number % 6 == 5 || !died {
-            let id = host.stored().await.unwrap().remove(0);
-            let sandbox = resume(host.paused(&id).await.unwrap()).await;
-            let state = read(&sandbox).await;
-            assert!(states.contains(&state.as_str()), "{state:?} after a death at point {point}");
-            seen.insert(state);
-            drop(sandbox);
-        }
-        for name in host.templates().await.unwrap() {
-            host.template(name.as_str()).unwrap().delete().await.unwrap();
-        }
-        host.close().await.unwrap();
-    }
-    println!("{inner} died at {} points; seen: {seen:?}", points.len());
-}
-
-/// A host with one sandbox, paused in the state "old".
-async fn one_paused(host: &Host) -> PausedSandbox {
-    let sandbox = boot(host).await;
-    write(&sandbox, "old").await;
-    pause(sandbox).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_death_in_a_pause_leaves_the_old_snapshot_or_the_new_one() {
-    let test = TestHost::new();
-    let host = test.open().await;
-    let sandbox = resume(one_paused(&host).await).await;
-    let (paused, points) = points("a pause", pause(sandbox)).await;
-    drop(paused);
-    host.close().await.unwrap();
-    die_at("inner::pause", &test, &points, &["old", "new"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_death_in_a_resume_or_template_leaves_the_snapshot() {
-    let test = TestHost::new();
-    let host = test.open().await;
-    let paused = one_paused(&host).await;
-    let (template, made) = points("a template", paused.to_template("t")).await;
-    template.unwrap().delete().await.unwrap();
-    let (sandbox, resumed) = points("a resume", resume(paused)).await;
-    drop(sandbox);
-    host.close().await.unwrap();
-    die_at("inner::resume", &test, &resumed, &["old"]).await;
-    die_at("inner::template", &test, &made, &["old"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_death_in_a_compaction_leaves_the_old_chain_or_the_new_one() {
-    let test = TestHost::new();
-    let host = test.open().await;
-    // One more layer, so that there is something to merge.
-    let sandbox = resume(one_paused(&host).await).await;
-    write(&sandbox, "new").await;
-    let id = pause(sandbox).await.id().clone();
-    host.close().await.unwrap();
-    // Merging can be watched only once: it is watched on a copy.
-    let copy = test.copy();
-    let host = copy.builder().compaction(MERGE_ALL).open().await.unwrap();
-    let paused = host.paused(&id).await.unwrap();
-    let merged = async {
-        paused.compact();
-        paused.compacted().await;
-    };
-    let ((), points) = points("a compaction", merged).await;
-    assert_eq!(host.paused(&id).await.unwrap().memory_usage().await.unwrap().layers, 1);
-    drop(paused);
-    host.close().await.unwrap();
-    die_at("inner::compaction", &test, &points, &["new"]).await;
-}
-
-/// Merges whatever has more than one layer.
-const MERGE_ALL: CompactionPolicy = CompactionPolicy { max_layers: 1, bytes_per_second: 1 << 30 };
-
-/// What runs in a process of its own, which dies at a point.
-mod inner {
-    use super::*;
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn pause() {
-        let Some(test) = support::to_be_killed() else { return };
-        let host = test.open().await;
-        let id = host.stored().await.unwrap().remove(0);
-        let sandbox = super::resume(host.paused(&id).await.unwrap()).await;
-        write(&sandbox, "new").await;
-        fault::arm_from_env();
-        drop(super::pause(sandbox).await);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn resume() {
-        let Some(test) = support::to_be_killed() else { return };
-        let host = test.open().await;
-        let id = host.stored().await.unwrap().remove(0);
-        let paused = host.paused(&id).await.unwrap();
-        fault::arm_from_env();
-        drop(super::resume(paused).await);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn template() {
-        let Some(test) = support::to_be_killed() else { return };
-        let host = test.open().await;
-        let id = host.stored().await.unwrap().remove(0);
-        let paused = host.paused(&id).await.unwrap();
-        fault::arm_from_env();
-        paused.to_template("t").await.unwrap().delete().await.unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn compaction() {
-        let Some(test) = support::to_be_killed() else { return };
-        let host = test.builder().compaction(MERGE_ALL).open().await.unwrap();
-        let id = host.stored().await.unwrap().remove(0);
-        let paused = host.paused(&id).await.unwrap();
-        fault::arm_from_env();
-        paused.compact();
-        paused.compacted().await;
-    }
 }

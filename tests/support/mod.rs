@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 #![allow(clippy::disallowed_methods, reason = "tests look at the machine with its own tools")]
 
+pub(crate) mod crash;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

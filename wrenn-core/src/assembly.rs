@@ -11,14 +11,12 @@ use std::time::Duration;
 
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_base::{SandboxId, StepId, UndoList};
-use wrenn_net::{GuestNet, NetError, Slot, SlotSpec};
-use wrenn_storage::{Digest, DiskSpec, GuestFiles, Image, RootDisk, clone_file};
-use wrenn_vmm::api::{
-    BootSource, CacheType, CachedLoad, Drive, EntropyDevice, MachineConfig, MemBackend, MemBackendType,
-    NetworkInterface, SnapshotLoad,
-};
-use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec, ROOT_DISK_PATH};
+use wrenn_net::{NetError, Slot, SlotSpec};
+use wrenn_storage::{Digest, DiskSpec, Image, RootDisk, clone_file};
+use wrenn_vmm::api::{CachedLoad, MemBackend, MemBackendType, SnapshotLoad};
+use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec};
 
+use crate::configure::configure;
 use crate::error::Cause;
 use crate::host::HostInner;
 use crate::layout::SandboxDirs;
@@ -310,69 +308,6 @@ fn snapshot_load(
     }
 }
 
-/// Tells a fresh monitor what machine to be.
-async fn configure(
-    monitor: &MonitorProcess,
-    identity: &Identity,
-    guest: &GuestFiles,
-    slot: &Slot,
-    track_dirty_pages: bool,
-) -> Result<(), Cause> {
-    let SandboxSpec { vcpus, memory, .. } = &identity.spec;
-    let client = monitor.client();
-    client
-        .put_machine_config(&MachineConfig {
-            vcpu_count: *vcpus,
-            mem_size_mib: memory.0 as usize,
-            track_dirty_pages,
-            ..MachineConfig::default()
-        })
-        .await?;
-    client
-        .put_boot_source(&BootSource {
-            kernel_image_path: guest.kernel.clone(),
-            initrd_path: Some(guest.initramfs.clone()),
-            boot_args: Some(command_line(&identity.id, slot.guest())),
-        })
-        .await?;
-    client
-        .put_drive(&Drive {
-            drive_id: "root".into(),
-            path_on_host: Some(ROOT_DISK_PATH.into()),
-            // The initramfs mounts it: the monitor must not add `root=` to the command line.
-            is_root_device: false,
-            is_read_only: Some(false),
-            // A guest's `sync` reaches the disk.
-            cache_type: Some(CacheType::Writeback),
-            ..Drive::default()
-        })
-        .await?;
-    client
-        .put_network_interface(&NetworkInterface {
-            iface_id: "eth0".into(),
-            host_dev_name: slot.tap().into(),
-            guest_mac: Some(slot.guest().mac.to_string()),
-            ..NetworkInterface::default()
-        })
-        .await?;
-    client.put_entropy(&EntropyDevice::default()).await?;
-    Ok(())
-}
-
-/// The kernel's command line: a quiet boot (every byte on the serial console costs a VM exit), no waiting after a
-/// panic, and what the agent needs before it can be talked to.
-fn command_line(id: &SandboxId, net: &GuestNet) -> String {
-    let dns: Vec<String> = net.dns.iter().map(ToString::to_string).collect();
-    format!(
-        "console=ttyS0 quiet loglevel=1 reboot=k panic=-1 random.trust_cpu=on \
-         wrenn.root=/dev/vda wrenn.ip={}/{} wrenn.gw={} wrenn.dns={} wrenn.hostname={id}",
-        net.ip,
-        net.prefix,
-        net.gateway,
-        dns.join(","),
-    )
-}
-
 /// A client whose connections begin inside the sandbox's network namespace.
 fn agent_client(slot: Slot, contact: Contact, token: &AccessToken) -> AgentClient {
     let slot = Arc::new(slot);
@@ -387,20 +322,4 @@ fn agent_client(slot: Slot, contact: Contact, token: &AccessToken) -> AgentClien
         }) as _
     };
     AgentClient::new(Arc::new(dial), token.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_says_what_the_agent_reads() {
-        let id = SandboxId::random();
-        let line = command_line(&id, &GuestNet::new(vec![[1, 1, 1, 1].into()]));
-        assert!(line.starts_with("console=ttyS0 quiet "));
-        assert!(line.contains(" wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns="));
-        assert!(line.ends_with(&format!("wrenn.hostname={id}")));
-        // COMMAND_LINE_SIZE of x86 is 2048; Firecracker adds its own words to ours.
-        assert!(line.len() < 1024);
-    }
 }

@@ -32,6 +32,7 @@ mod capture;
 mod claims;
 mod command;
 mod compaction;
+mod configure;
 mod console;
 mod error;
 mod files;
