@@ -157,9 +157,9 @@ impl Assembly {
             }
             RestoreMode::Uffd => {
                 let socket = self.identity.dirs.fault_socket();
-                let (host, from, shared) = (Arc::clone(&self.host), from.clone(), parts.reads_memory);
+                let (host, from, cached) = (Arc::clone(&self.host), from.clone(), parts.reads_memory);
                 let end = (socket.clone(), parts.monitor.killer());
-                let start = move || fault_server.start(&host, &from, options, shared, end);
+                let start = move || fault_server.start(&host, &from, options, cached, end);
                 paging = Some(blocking(start).await?);
                 socket
             }

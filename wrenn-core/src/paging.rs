@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use wrenn_base::{Bytes, UndoList};
 use wrenn_storage::{PageRun, WorkingSet};
-use wrenn_uffd::{Backing, FaultServer, FaultServerOptions, FaultStats, UffdError};
+use wrenn_uffd::{Backing, FaultServer, FaultServerOptions, FaultStats, PageCache, UffdError};
 use wrenn_vmm::Killer;
 
 use crate::error::Cause;
@@ -53,18 +53,20 @@ impl Reserved {
 
     /// Starts the server of `from`'s memory; what ends it early ends the guest too, by `killer`. Blocks.
     ///
-    /// With `shared` it serves a cache that other machines share.
+    /// With `cached` the monitor maps a cache, which other machines share if the options let them.
     pub(crate) fn start(
         self,
         host: &HostInner,
         from: &Stored,
         options: RestoreOptions,
-        shared: bool,
+        cached: bool,
         (socket, killer): (PathBuf, Killer),
     ) -> Result<Paging, Cause> {
-        let backing: Backing = match shared {
-            true => host.caches.of(&from.memory)?.into(),
-            false => Arc::new(ImagePages(from.memory.reader())).into(),
+        let pages = || Arc::new(ImagePages(from.memory.reader()));
+        let backing: Backing = match (cached, options.share_memory) {
+            (true, true) => host.caches.of(&from.memory)?.into(),
+            (true, false) => PageCache::new(pages())?.into(),
+            (false, _) => pages().into(),
         };
         let known = from.working_set();
         let failure = Arc::new(OnceLock::new());

@@ -44,11 +44,20 @@ pub struct RestoreOptions {
     pub prefetch: Prefetch,
     /// How many bytes are paged in ahead at most; 256 MiB by default.
     pub prefetch_limit: u64,
+    /// Whether the sandbox shares the pages that it only reads with others that come from the same snapshot, as it does
+    /// by default. A guest that has taken over its monitor could disturb what it shares, though not unnoticed for
+    /// long: for sandboxes of one snapshot that must not trust each other even then, set it to false.
+    pub share_memory: bool,
 }
 
 impl Default for RestoreOptions {
     fn default() -> Self {
-        Self { mode: RestoreMode::default(), prefetch: Prefetch::default(), prefetch_limit: 256 << 20 }
+        Self {
+            mode: RestoreMode::default(),
+            prefetch: Prefetch::default(),
+            prefetch_limit: 256 << 20,
+            share_memory: true,
+        }
     }
 }
 

@@ -13,8 +13,12 @@ use super::stats::{Samples, millis};
 /// What every template of a benchmark is called first: they are removed at its end.
 const PREFIX: &str = "wrenn-bench-";
 
-const COLD: RestoreOptions =
-    RestoreOptions { mode: RestoreMode::Uffd, prefetch: Prefetch::None, prefetch_limit: 0 };
+const COLD: RestoreOptions = RestoreOptions {
+    mode: RestoreMode::Uffd,
+    prefetch: Prefetch::None,
+    prefetch_limit: 0,
+    share_memory: true,
+};
 
 fn options(mode: RestoreMode, prefetch: Prefetch) -> RestoreOptions {
     RestoreOptions { mode, prefetch, ..RestoreOptions::default() }
