@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use support::{HostState, TestHost};
 use wrenn::{
     Cause, Error, ErrorKind, Host, MiB, PausedSandbox, Prefetch, RestoreMode, RestoreOptions, Sandbox,
-    SnapshotKind, Template,
+    SnapshotKind, Template, TemplateBuilder,
 };
 
 /// Keeps a number in memory only, and writes it to a file whenever it is asked to by a signal.
@@ -112,7 +112,7 @@ async fn a_template_makes_sandboxes_of_their_own() {
     // The template outlives what it was made of, and its children outlive it.
     paused.destroy().await.unwrap();
     let same = template.builder().vcpus(1).memory(MiB(128)).env("OWN", "too");
-    let children = same.spawn(2).await.expect("two children");
+    let children = spawn(same, 2).await;
     check_apart(&children).await;
     assert_eq!(run(&children[0], "echo $OWN").await, "too");
     run(&children[0], "echo first > /root/who").await;
@@ -189,7 +189,17 @@ async fn a_running_sandbox_is_snapshot_and_branched() {
 }
 
 async fn one(template: &Template) -> Sandbox {
-    template.spawn(1).await.expect("a child").remove(0)
+    spawn(template.builder(), 1).await.remove(0)
+}
+
+async fn spawn(builder: TemplateBuilder, count: usize) -> Vec<Sandbox> {
+    loop {
+        match builder.clone().spawn(count).await {
+            Ok(sandboxes) => return sandboxes,
+            Err(e) if support::is_excused(&e) => {}
+            Err(e) => panic!("{e:?}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,7 +250,7 @@ async fn memory_comes_back_in_every_mode() {
     // A working set that is no such file is not needed, and who shares nothing has it all to fetch.
     std::fs::write(&kept, b"something else").unwrap();
     let alone = RestoreOptions { share_memory: false, ..RestoreOptions::default() };
-    let again = template.builder().restore(alone).spawn(1).await.expect("a child").remove(0);
+    let again = spawn(template.builder().restore(alone), 1).await.remove(0);
     run(&again, "true").await;
     assert!(again.fault_stats().unwrap().bytes_copied > shared.bytes_copied);
     for sandbox in [warm, sibling, again] {

@@ -60,10 +60,9 @@ pub(super) async fn boot(
     let sandbox = host.sandbox(image)?.memory(memory).ready_timeout(limit).create().await?;
     // From a few random MiB, over and over with changes: random enough for no page to equal another, and quick.
     let program = format!(
-        "import os\nseed = os.urandom(1 << 20)\nwith open('/dev/shm/fill', 'wb') as out:\n \
+        "import os\nseed = os.urandom(1 << 20)\nwith open('/run/fill', 'wb') as out:\n \
          for n in range({fill}): out.write(n.to_bytes(4096, 'little') + seed[:-4096])"
     );
-    run(&sandbox, "mount -o remount,size=90% /dev/shm || mount -t tmpfs -o size=90% shm /dev/shm").await?;
     sandbox.files().write("/root/fill.py", program).await?;
     run(&sandbox, "python3 /root/fill.py").await?;
     Ok(sandbox)
@@ -71,7 +70,7 @@ pub(super) async fn boot(
 
 /// Has the guest write `size` MiB of its memory anew.
 pub(super) async fn dirty(sandbox: &Sandbox, size: u32) -> Result<(), Box<dyn Error>> {
-    run(sandbox, &format!("head -c {size}M /dev/urandom > /dev/shm/dirty")).await.map(drop)
+    run(sandbox, &format!("head -c {size}M /dev/urandom > /run/dirty")).await.map(drop)
 }
 
 /// What one resume took.
