@@ -17,7 +17,7 @@
 //! Every component below the two roots is a validated id, a validated name or a constant: nothing a caller passes as
 //! text becomes part of a path.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use wrenn_base::{HostId, SandboxId, TemplateName};
 use wrenn_storage::{LayerDir, SnapshotStore};
@@ -71,9 +71,10 @@ impl Layout {
 
 /// `name` in `dir`. Ids and names are made so that they cannot lead anywhere else; this is where that has to hold.
 fn component(dir: &Path, name: &str) -> PathBuf {
-    let path = dir.join(name);
-    assert_eq!(path.parent(), Some(dir), "{name:?} is no name of a directory");
-    path
+    let mut parts = Path::new(name).components();
+    let plain = parts.next() == Some(Component::Normal(name.as_ref())) && parts.next().is_none();
+    assert!(plain, "{name:?} is no name of a directory");
+    dir.join(name)
 }
 
 /// A directory of memory layers and of the snapshots that use them.
@@ -148,7 +149,7 @@ mod tests {
         let layout = Layout::new("/data".into(), Path::new("/run"), &HostId::random());
         let name: TemplateName = "a.b-c".parse().unwrap();
         assert_eq!(layout.template(&name).path(), Path::new("/data/templates/a.b-c"));
-        for text in ["..", "a/b", "/etc", ".", ""] {
+        for text in ["..", "a/b", "a/", "./a", "/etc", ".", ""] {
             let text = text.to_owned();
             assert!(std::panic::catch_unwind(|| component(Path::new("/data"), &text)).is_err(), "{text:?}");
         }
