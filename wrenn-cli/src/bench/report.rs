@@ -120,7 +120,7 @@ const WIDTH: usize = 420;
 fn svg(chart: &Chart) -> String {
     let longest = chart.bars.iter().map(Bar::longest).fold(f64::MIN_POSITIVE, f64::max);
     let height = chart.bars.len() * ROW + 10;
-    let mut out = format!("<svg width=\"100%\" viewBox=\"0 0 900 {height}\" font-size=\"13\">\n");
+    let mut out = format!("<svg width=\"100%\" viewBox=\"0 0 1000 {height}\" font-size=\"13\">\n");
     for (row, bar) in chart.bars.iter().enumerate() {
         let y = row * ROW;
         let _ = writeln!(
