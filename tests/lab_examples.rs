@@ -21,7 +21,10 @@ fn run(name: &str, monitor: Option<&Path>) -> Output {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     println!("{}", text(&output.stdout));
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
-    before.assert_same_but_for(&HostState::of(&test.data()), &["/host.json", "/lock", "/sandboxes", "/templates", "/branches"]);
+    before.assert_same_but_for(
+        &HostState::of(&test.data()),
+        &["/host.json", "/lock", "/sandboxes", "/templates", "/branches"],
+    );
     output
 }
 

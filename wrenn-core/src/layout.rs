@@ -134,10 +134,6 @@ impl SandboxDirs {
     pub(crate) fn fault_socket(&self) -> PathBuf {
         self.run.join("uffd.sock")
     }
-
-    pub(crate) fn freeze_socket(&self) -> PathBuf {
-        self.run.join("freeze.sock")
-    }
 }
 
 #[cfg(test)]
