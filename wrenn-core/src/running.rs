@@ -8,8 +8,8 @@
 //! The stop takes what it takes to save the state, to copy in memory what the guest has of its own, and to clone one
 //! file; all is written while the guest runs. A monitor whose memory cannot be read dumps it during the stop.
 //!
-//! The monitor can also freeze its memory by a fork, which is quicker (a millisecond or so for each GiB). It is not used:
-//! guests of which that was done have met triple faults later, and why is not known.
+//! The monitor can also freeze its memory by a fork, which is quicker (a millisecond or so for each GiB). It is not used as
+//! long as it is not known why guests that are branched sometimes meet triple faults in an emulated machine.
 //!
 //! Whatever fails, the guest runs again, and the store that was being filled is removed by whoever made it.
 
