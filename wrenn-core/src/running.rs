@@ -57,7 +57,7 @@ pub(crate) async fn capture_running(
 
     let live = Arc::clone(live);
     // A dump made while the guest goes on is of everything: the monitor's log of dirty pages begins anew with it.
-    let base = base.filter(|_| matches!(saved, Saved::Process(_)));
+    let base = base.filter(|_| !matches!(saved, Saved::Dump(_)));
     let stored = blocking(move || {
         let base = base.map(|base| base.link_into(&store.open_layers()?).map_err(Cause::from)).transpose()?;
         capture::commit(&live, saved, base, &store, staged)
