@@ -1,8 +1,8 @@
 //! Building a machine, step by step, each with its undo.
 //!
 //! Things are made in the reverse of the order in which they must go: directories, disk, network slot, fault
-//! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network go, and before the fault server
-//! stops, so that it never hangs in a page fault nobody serves.
+//! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network
+//! go, and before the fault server stops, so that it never hangs in a page fault nobody serves.
 
 use std::fs;
 use std::path::PathBuf;
@@ -87,13 +87,13 @@ impl Assembly {
         self.data_dir().await?;
         checkpoint("spawn.data-made")?;
         let (store, stored) = (self.identity.dirs.store.clone(), stored.clone());
-        let memory = blocking(move || {
+        let own = blocking(move || {
             let memory = stored.memory.link_into(&store.open_layers()?)?;
             Ok::<_, Cause>(Stored { memory, ..stored })
         })
         .await?;
         checkpoint("spawn.layers-linked")?;
-        Ok(memory)
+        Ok(own)
     }
 
     pub(crate) async fn restore(&mut self, from: &Stored, options: RestoreOptions) -> Result<Live, Cause> {
@@ -166,23 +166,20 @@ impl Assembly {
         };
         checkpoint("resume.fault-server")?;
         let client = parts.monitor.client();
-        let load = async {
-            match (options.mode, parts.reads_memory) {
-                (RestoreMode::Uffd, true) => {
-                    let load = CachedLoad {
-                        snapshot_path: state,
-                        cache_socket: backend,
-                        resume_vm: true,
-                        network_overrides: Vec::new(),
-                    };
-                    client.load_cached(&load).await
-                }
-                (mode, reads_memory) => {
-                    client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await
-                }
+        let result = match (options.mode, parts.reads_memory) {
+            (RestoreMode::Uffd, true) => {
+                let load = CachedLoad {
+                    snapshot_path: state,
+                    cache_socket: backend,
+                    resume_vm: true,
+                    network_overrides: Vec::new(),
+                };
+                client.load_cached(&load).await
+            }
+            (mode, reads_memory) => {
+                client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await
             }
         };
-        let result = load.await;
         // Of a fault server that failed the monitor knows only that it is gone.
         let failure = paging.as_ref().and_then(Paging::failure).cloned();
         match (result, failure) {

@@ -64,7 +64,7 @@ impl SandboxBuilder {
 
     /// How long the guest may take from its start, or from a resume, until its agent answers; 60 seconds where not set.
     pub fn ready_timeout(mut self, limit: Duration) -> Self {
-        self.spec.ready_timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.spec.set_ready_timeout(limit);
         self
     }
 

@@ -74,12 +74,17 @@ fn each_piece(
 
 /// Saves the state of the paused machine, and sees that its memory can be imported.
 pub(crate) async fn save(live: &Live, staged: &StagedSnapshot, diff: bool) -> Result<Saved, Cause> {
-    if live.reads_memory {
-        let request = StateSave { snapshot_path: staged.file(STATE), freeze_socket: None };
-        let saved = live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await?;
-        return Ok(Saved::Process(live.monitor.guest_memory(saved)?));
+    match live.reads_memory {
+        true => save_state(live, staged).await.map(Saved::Process),
+        false => dump(live, staged, diff).await,
     }
-    dump(live, staged, diff).await
+}
+
+/// Saves the state of the paused machine, whose monitor lets its memory be read, and takes hold of that.
+pub(crate) async fn save_state(live: &Live, staged: &StagedSnapshot) -> Result<GuestMemory, Cause> {
+    let request = StateSave { snapshot_path: staged.file(STATE), freeze_socket: None };
+    let saved = live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await?;
+    Ok(live.monitor.guest_memory(saved)?)
 }
 
 /// Has the monitor write the state and the memory of the paused machine to files.

@@ -89,9 +89,7 @@ async fn stop(live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause>
 }
 
 /// Saves the state and copies the memory.
-async fn copy_memory(live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause> {
-    let Saved::Process(memory) = memory::save(live, staged, true).await? else {
-        unreachable!("a monitor that lets its memory be read writes no dump");
-    };
+async fn copy_memory(live: &Live, staged: &StagedSnapshot) -> Result<Saved, Cause> {
+    let memory = memory::save_state(live, staged).await?;
     blocking(move || Ok(Saved::Copy(Copied::of(&memory)?))).await
 }

@@ -31,6 +31,10 @@ impl SandboxSpec {
         Duration::from_millis(self.ready_timeout_ms)
     }
 
+    pub(crate) fn set_ready_timeout(&mut self, limit: Duration) {
+        self.ready_timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    }
+
     /// Checks every number against what this host can give; `host_memory` is its physical memory.
     pub(crate) fn check(&self, host_memory: Bytes) -> Result<(), Cause> {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {

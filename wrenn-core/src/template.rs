@@ -243,7 +243,7 @@ impl Changes {
         let mut spec = stored.record.spec.clone();
         spec.env.extend(self.env.iter().cloned());
         if let Some(limit) = self.ready_timeout {
-            spec.ready_timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            spec.set_ready_timeout(limit);
         }
         spec
     }
