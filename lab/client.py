@@ -24,7 +24,7 @@ INSIDE = {
     "WRENN_DATA": "/scratch/data",
     "WRENN_TEST_DATA": "/scratch/data",
 }
-SILENCE_LIMIT = 180  # seconds without even an "alive" frame, after which the lab hangs
+SILENCE_LIMIT = 90  # seconds without even an "alive" frame, after which the lab hangs
 DYING_LIMIT = 10  # seconds from a broken connection to the end of QEMU's process
 KILL_GRACE = 5  # seconds between passing a signal on and cutting the command off
 LIMIT_STATUS = 124
@@ -52,7 +52,14 @@ def lost(state, how):
     while (alive := machine.started(state["pid"]) == state["started"]) and time.monotonic() < deadline:
         time.sleep(0.1)
     what = "does not answer" if alive else "died"
-    return LabError(f"the lab {what} ({how}); `lab/lab down` clears it away\n{machine.logs()}")
+    return given_up(state, f"the lab {what} ({how})")
+
+
+def given_up(state, what):
+    """An error with the logs as they are now; the lab goes, so that the next command boots another."""
+    error = LabError(f"{what}; the next command boots another\n{machine.logs()}")
+    machine.give_up(state)
+    return error
 
 
 def copy_data(state):
@@ -107,6 +114,8 @@ def converse(state, sock, command, limit, stdin, stack):
         threading.Thread(target=feed, args=(sock, sending), daemon=True).start()
     try:
         ended = relay(sock)
+    except TimeoutError:
+        raise given_up(state, f"the lab has been silent for {SILENCE_LIMIT} s: it hangs") from None
     except BrokenPipeError:  # whoever read our output has gone; dropping the connection ends the command
         return 128 + signal.SIGPIPE
     if ended is None and cut_off.is_set():
@@ -130,10 +139,7 @@ def relay(sock):
     """Copies output until the command ends; None when the connection ends first."""
     outputs = {wire.STDOUT: sys.stdout.buffer, wire.STDERR: sys.stderr.buffer}
     while True:
-        try:
-            frame = wire.receive(sock)
-        except TimeoutError:
-            raise LabError(f"the lab has been silent for {SILENCE_LIMIT} s: it hangs\n{machine.logs()}") from None
+        frame = wire.receive(sock)
         if frame is None:
             return None
         kind, payload = frame

@@ -22,6 +22,8 @@ from paths import CACHE, CONSOLE, DATA, HOME, LAB, LOCK, QEMU_LOG, REPO, SHARE, 
 
 QEMU = "qemu-system-x86_64"
 READY = b"wrenn-lab: ready"
+# One more than programs get: see `confine` in inside.py.
+CPUS_OF_ITS_OWN = 1
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable clocksource=tsc mitigations=off"
 SCRATCH, SCRATCH_EXT4, INITRAMFS = (f"{HOME}/{name}" for name in ("scratch.img", "scratch-ext4.img", "initramfs.img"))
 
@@ -114,6 +116,14 @@ def clear():
     return found is not None
 
 
+def give_up(dead):
+    """Ends a lab that hangs or has died, so that the next command boots another, unless somebody did so already."""
+    with locked():
+        found = recorded()
+        if found is None or found["started"] == dead["started"]:
+            clear()
+
+
 def end(pid):
     # Nothing in the lab outlives it, so there is nothing to shut down in order.
     with contextlib.suppress(ProcessLookupError):
@@ -191,7 +201,8 @@ def memory_mib():
 def qemu_arguments(vmlinux, port, shares):
     arguments = [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt", "-smp", str(number("WRENN_LAB_CPUS", 2)),
+        "-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt",
+        "-smp", str(CPUS_OF_ITS_OWN + number("WRENN_LAB_CPUS", 2)),
         "-m", str(memory_mib()), "-rtc", "base=utc",
         "-kernel", vmlinux, "-initrd", INITRAMFS, "-append", COMMAND_LINE,
         "-serial", f"file:{quoted(CONSOLE)}", "-device", "virtio-rng-pci",
