@@ -257,3 +257,21 @@ fn a_fault_server_that_hangs_up_ends_the_machine_rather_than_hang_it() {
     server.stop();
     assert_eq!(monitor.exit_code(), 13);
 }
+
+#[test]
+fn a_machine_that_waits_for_pages_ends_when_its_fault_server_hangs_up() {
+    let dir = scratch();
+    let Some((saved, full, _)) = boot_and_save(dir.path(), 1) else { return };
+    drop(saved);
+    for round in 0..4 {
+        let socket = dir.path().join(format!("faults{round}.sock"));
+        let mut server = FaultServer::start(&socket, &full.memory);
+        let monitor = Monitor::start(dir.path(), &format!("waiting{round}"));
+        monitor.load(&full.state, "Uffd", &socket);
+        server.stall();
+        // A vCPU waits, or KVM on its behalf.
+        monitor.wait_for("a page that is missed", || (server.left() > 0).then_some(()));
+        server.stop();
+        assert_eq!(monitor.exit_code(), 13, "round {round}");
+    }
+}

@@ -28,7 +28,7 @@ pub(crate) use restore::{LoadError, MemorySource, Origin};
 pub(crate) use save::SaveError;
 
 use crate::exit::ExitSignal;
-use crate::memory::{DirtyPages, Memory};
+use crate::memory::{DirtyPages, FaultLink, Memory};
 use crate::seccomp::{self, Thread};
 use crate::vcpu::{Gate, NewVcpu, Shared, VcpuError, Vcpus};
 use crate::vm::Vm;
@@ -47,11 +47,13 @@ pub(crate) struct Host {
     pub(crate) seccomp: bool,
 }
 
-/// A machine. Fields drop in this order: no vCPU may be in the guest when the rest goes, and KVM lets go of the
-/// memory before it is unmapped.
+/// A machine. Fields drop in this order: no vCPU may be in the guest when the rest goes, so none sees zeros where the
+/// fault server's pages were to be; nobody waits for such a page any more when KVM goes, which waits for whoever does; and
+/// KVM lets go of the memory before it is unmapped.
 pub(crate) struct Machine {
     vcpus: Vcpus,
     devices: Devices,
+    link: Option<FaultLink>,
     vm: Vm,
     memory: Memory,
     /// What changed since the last snapshot, if that is tracked.
@@ -64,7 +66,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// Brings the parts together; the vCPUs have threads now, and are parked.
     fn assemble(
-        (vm, memory, devices): (Vm, Memory, Devices),
+        (vm, mut memory, devices): (Vm, Memory, Devices),
         vcpus: Vec<NewVcpu>,
         config: MachineConfig,
         host: &Host,
@@ -82,13 +84,14 @@ impl Machine {
         };
         let vcpus = Vcpus::start(vcpus, shared, prepare)?;
         let dirty = config.track_dirty_pages.then(|| DirtyPages::none(memory.guest()));
-        Ok(Self { vcpus, devices, vm, memory, dirty, config, paused: true, host: host.clone() })
+        let link = memory.take_fault_link();
+        Ok(Self { vcpus, devices, link, vm, memory, dirty, config, paused: true, host: host.clone() })
     }
 
     /// What the main loop has to run for as long as the machine exists.
     pub(crate) fn subscribers(&self) -> std::io::Result<Vec<Subscriber>> {
         let mut all: Vec<Subscriber> = self.devices.workers().map(|worker| worker as Subscriber).collect();
-        if let Some(link) = self.memory.fault_link() {
+        if let Some(link) = &self.link {
             all.push(Arc::new(Mutex::new(FaultWatch::new(link, self.host.exit.clone())?)));
         }
         Ok(all)

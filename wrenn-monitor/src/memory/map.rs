@@ -13,7 +13,7 @@ use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::uffd::{self, FaultLink, LinkError};
+use super::uffd::{self, LinkError};
 use super::{FileId, GuestMemory, GuestRegion, Memory, Origin};
 use crate::file::{FileError, open_to_read};
 use crate::layout::{MMIO_GAP_END, MMIO_GAP_START, PAGE_SIZE};
@@ -57,7 +57,7 @@ pub(crate) fn regions_of(size: u64) -> Vec<RegionSpec> {
 impl Memory {
     /// Fresh, zeroed memory.
     pub(crate) fn fresh(regions: &[RegionSpec]) -> Result<Self, MapError> {
-        Ok(Self { guest: map(regions, None)?, origin: Origin::Fresh })
+        Ok(Self { guest: map(regions, None)?, origin: Origin::Fresh, link: None })
     }
 
     /// The contents of the memory file at `path`; what the guest writes stays in this process.
@@ -68,7 +68,7 @@ impl Memory {
             return Err(MapError::WrongSize { path: path.to_owned(), found, wanted });
         }
         let guest = map(regions, Some(Arc::new(file)))?;
-        Ok(Self { guest, origin: Origin::File(FileId::of(&metadata)) })
+        Ok(Self { guest, origin: Origin::File(FileId::of(&metadata)), link: None })
     }
 
     /// Memory whose pages the fault server behind `socket` provides when they are first touched.
@@ -76,8 +76,8 @@ impl Memory {
     /// Returns once the server has been handed the userfaultfd: from then on it may be touched.
     pub(crate) fn from_fault_server(regions: &[RegionSpec], socket: &Path) -> Result<Self, MapError> {
         let guest = map(regions, None)?;
-        let link: FaultLink = uffd::connect(socket)?.hand_over(&guest)?;
-        Ok(Self { guest, origin: Origin::FaultServer(link) })
+        let link = Some(uffd::connect(socket)?.hand_over(&guest)?);
+        Ok(Self { guest, origin: Origin::FaultServer, link })
     }
 
     /// Memory whose contents are those of the cache that the fault server behind `socket` shares and fills; what the
@@ -88,8 +88,8 @@ impl Memory {
         let server = uffd::connect(socket)?;
         let cache = server.receive_cache(total(regions))?;
         let guest = map(regions, Some(Arc::new(cache)))?;
-        let link: FaultLink = server.hand_over(&guest)?;
-        Ok(Self { guest, origin: Origin::Cache(link) })
+        let link = Some(server.hand_over(&guest)?);
+        Ok(Self { guest, origin: Origin::Cache, link })
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 pub(crate) struct Memory {
     guest: GuestMemory,
     origin: Origin,
+    link: Option<FaultLink>,
 }
 
 /// What guest memory was made from.
@@ -48,9 +49,9 @@ enum Origin {
     /// A memory file, mapped privately.
     File(FileId),
     /// Anonymous memory that a fault server fills.
-    FaultServer(FaultLink),
+    FaultServer,
     /// A cache that a fault server fills, mapped privately.
-    Cache(FaultLink),
+    Cache,
 }
 
 /// What makes two names one file.
@@ -76,16 +77,13 @@ impl Memory {
     pub(crate) fn source_file(&self) -> Option<FileId> {
         match &self.origin {
             Origin::File(id) => Some(*id),
-            Origin::Fresh | Origin::FaultServer(_) | Origin::Cache(_) => None,
+            Origin::Fresh | Origin::FaultServer | Origin::Cache => None,
         }
     }
 
-    /// The link to the fault server that provides missing pages.
-    pub(crate) fn fault_link(&self) -> Option<&FaultLink> {
-        match &self.origin {
-            Origin::FaultServer(link) | Origin::Cache(link) => Some(link),
-            Origin::Fresh | Origin::File(_) => None,
-        }
+    /// Takes the link to the fault server that provides missing pages: from when it is dropped they read as zeros.
+    pub(crate) fn take_fault_link(&mut self) -> Option<FaultLink> {
+        self.link.take()
     }
 
     /// Where guest memory is in this process and in a memory file.
@@ -107,7 +105,7 @@ impl Memory {
                 present.insert_all(&self.touched_pages(region)?);
                 Ok(present)
             }
-            Origin::FaultServer(_) | Origin::Cache(_) => Ok(PageSet::full(map::pages_of(region))),
+            Origin::FaultServer | Origin::Cache => Ok(PageSet::full(map::pages_of(region))),
         }
     }
 

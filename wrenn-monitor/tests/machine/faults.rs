@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -30,6 +30,8 @@ struct Mapping {
 /// A fault server for one monitor; it hangs up when it is dropped.
 pub(crate) struct FaultServer {
     served: Arc<AtomicU64>,
+    stalled: Arc<AtomicBool>,
+    left: Arc<AtomicU64>,
     stop: Option<UnixStream>,
 }
 
@@ -39,18 +41,37 @@ impl FaultServer {
         let listener = UnixListener::bind(socket).unwrap();
         let memory = File::open(memory).unwrap();
         let served = Arc::new(AtomicU64::new(0));
+        let (stalled, left) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stop, stopped) = UnixStream::pair().unwrap();
-        let counter = served.clone();
+        let (counter, is_stalled, leaves) = (served.clone(), stalled.clone(), left.clone());
         thread::spawn(move || {
             let (connection, _) = listener.accept().unwrap();
-            serve(&connection, &memory, &stopped, &counter);
+            let answers = |uffd: &Uffd, address: u64, page: &[u8]| match is_stalled.load(Ordering::Relaxed) {
+                true => _ = leaves.fetch_add(1, Ordering::Relaxed),
+                false => match sys::copy(uffd, address, page) {
+                    Ok(_) => _ = counter.fetch_add(1, Ordering::Relaxed),
+                    // Two vCPUs waited for one page, and the first to be served woke both.
+                    Err(error) => assert!(format!("{error:?}").contains("EEXIST"), "{error:?}"),
+                },
+            };
+            serve(&connection, &memory, &stopped, answers);
         });
-        Self { served, stop: Some(stop) }
+        Self { served, stalled, left, stop: Some(stop) }
     }
 
     /// How many pages it was asked for.
     pub(crate) fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
+    }
+
+    /// From now on leaves whoever needs a page waiting.
+    pub(crate) fn stall(&self) {
+        self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    /// How many faults it left without an answer.
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Stops serving, as if it had died.
@@ -59,7 +80,7 @@ impl FaultServer {
     }
 }
 
-fn serve(connection: &UnixStream, memory: &File, stopped: &UnixStream, served: &AtomicU64) {
+fn serve(connection: &UnixStream, memory: &File, stopped: &UnixStream, answer: impl Fn(&Uffd, u64, &[u8])) {
     let mut message = [0; 4096];
     let (len, fd) = {
         let (len, file) = connection.recv_with_fd(&mut message).unwrap();
@@ -77,11 +98,7 @@ fn serve(connection: &UnixStream, memory: &File, stopped: &UnixStream, served: &
                 .expect("faults are within the regions");
             assert_eq!(region.page_size, PAGE);
             memory.read_exact_at(&mut page, region.offset + (address - region.base_host_virt_addr)).unwrap();
-            match sys::copy(&uffd, address, &page) {
-                Ok(_) => _ = served.fetch_add(1, Ordering::Relaxed),
-                // Two vCPUs waited for one page, and the first to be served woke both.
-                Err(error) => assert!(format!("{error:?}").contains("EEXIST"), "{error:?}"),
-            }
+            answer(&uffd, address, &page);
         }
     }
 }

@@ -178,7 +178,7 @@ impl Monitor {
     }
 
     #[track_caller]
-    fn wait_for<T>(&self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn wait_for<T>(&self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
         let give_up = Instant::now() + PATIENCE;
         loop {
             if let Some(done) = ready() {
