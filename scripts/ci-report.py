@@ -2,7 +2,7 @@
 
 Usage: ci-report.py REPORT MINIMUM. Fails when fewer than MINIMUM tests ran. A test that cannot run here passes and prints
 `SKIP: why`; such a test counts as skipped, not as run. A test that passed at its second attempt is named with what its
-first said, and so is one that did something again by itself (`RETRY: why`).
+first said.
 """
 
 import collections
@@ -22,8 +22,6 @@ def main(report, minimum):
         output = "".join(case.findtext(name) or "" for name in ("system-out", "system-err"))
         reasons = re.findall(r"^SKIP: (.*)$", output, re.M)
         skips.update(reasons)
-        for why in re.findall(r"^RETRY: (.*)$", output, re.M):
-            print(f"ci: tried again: {case.get('classname')} {case.get('name')}: {why}")
         ran += not reasons
     for reason, count in sorted(skips.items()):
         print(f"ci: skipped {count}: {reason}")

@@ -193,13 +193,7 @@ async fn one(template: &Template) -> Sandbox {
 }
 
 async fn spawn(builder: TemplateBuilder, count: usize) -> Vec<Sandbox> {
-    loop {
-        match builder.clone().spawn(count).await {
-            Ok(sandboxes) => return sandboxes,
-            Err(e) if support::is_excused(&e) => {}
-            Err(e) => panic!("{e:?}"),
-        }
-    }
+    builder.spawn(count).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

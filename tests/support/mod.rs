@@ -299,38 +299,7 @@ pub(crate) fn run_until_death(name: &str, test: &TestHost, point: usize) -> bool
     died.is_some()
 }
 
-/// How many unexplained ends of guests one test process excuses.
-const EXCUSED: usize = 3;
-
-/// Whether `error` is a guest's triple fault that a test may try to get over by doing once more what it did.
-///
-/// In the lab, whose nested virtualisation is emulated, about one restored guest in a hundred meets one, under Firecracker
-/// as well, and why is not known. Each is printed, and `scripts/ci-report.py` counts them. Where virtualisation is real
-/// there is no excuse.
-pub(crate) fn is_excused(error: &wrenn::Error) -> bool {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    static SEEN: AtomicUsize = AtomicUsize::new(0);
-    let triple_fault =
-        error.kind() == wrenn::ErrorKind::GuestEnded && format!("{error}").contains("triple fault");
-    let excused = triple_fault
-        && std::env::var_os("WRENN_IN_LAB").is_some()
-        && SEEN.fetch_add(1, Ordering::Relaxed) < EXCUSED;
-    if excused {
-        println!("\nRETRY: a guest met a triple fault in the lab");
-    }
-    excused
-}
-
-/// Resumes a sandbox; see [`is_excused`].
-pub(crate) async fn resume(
-    mut paused: wrenn::PausedSandbox,
-    options: wrenn::RestoreOptions,
-) -> wrenn::Sandbox {
-    loop {
-        match paused.resume_with(options).await {
-            Ok(sandbox) => return sandbox,
-            Err(e) if is_excused(&e.source) => paused = *e.paused,
-            Err(e) => panic!("{:?}", e.source),
-        }
-    }
+/// Resumes a sandbox.
+pub(crate) async fn resume(paused: wrenn::PausedSandbox, options: wrenn::RestoreOptions) -> wrenn::Sandbox {
+    paused.resume_with(options).await.unwrap_or_else(|e| panic!("{:?}", e.source))
 }

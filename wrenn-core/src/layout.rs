@@ -134,6 +134,10 @@ impl SandboxDirs {
     pub(crate) fn fault_socket(&self) -> PathBuf {
         self.run.join("uffd.sock")
     }
+
+    pub(crate) fn freeze_socket(&self) -> PathBuf {
+        self.run.join("freeze.sock")
+    }
 }
 
 #[cfg(test)]

@@ -5,11 +5,10 @@
 //! then becomes a layer, or is reduced to what differs from the base.
 
 use std::fs;
-use std::ops::Range;
 use std::path::PathBuf;
 
 use wrenn_base::Bytes;
-use wrenn_storage::{ImageWriter, Imported, LayerDir, MemoryImage, StagedSnapshot};
+use wrenn_storage::{Imported, LayerDir, MemoryImage, StagedSnapshot};
 use wrenn_vmm::GuestMemory;
 use wrenn_vmm::api::{SnapshotCreate, SnapshotType, StateSave};
 
@@ -26,50 +25,8 @@ const PIECE: u64 = 1 << 20;
 pub(crate) enum Saved {
     /// In the address space of a process that stands still.
     Process(GuestMemory),
-    /// In this process's own memory, so that the guest may go on.
-    Copy(Copied),
     /// In a file, with holes where nothing changed or, in a full dump, where it is zero.
     Dump(PathBuf),
-}
-
-/// What a stopped guest had of its own, copied.
-pub(crate) struct Copied {
-    size: u64,
-    /// Each piece's place in a memory image, and its pages; none where they are zero.
-    pieces: Vec<(Range<u64>, Option<Vec<u8>>)>,
-}
-
-impl Copied {
-    /// Copies all that `memory` has of its own. Blocks, at the speed of memory.
-    pub(crate) fn of(memory: &GuestMemory) -> Result<Self, Cause> {
-        let mut pieces = Vec::new();
-        each_piece(memory, |piece, zero| {
-            let pages = match zero {
-                true => None,
-                false => {
-                    let mut pages = vec![0; (piece.end - piece.start) as usize];
-                    memory.read(piece.start, &mut pages)?;
-                    Some(pages)
-                }
-            };
-            pieces.push((piece, pages));
-            Ok(())
-        })?;
-        Ok(Self { size: memory.size(), pieces })
-    }
-}
-
-/// Calls `work` with each piece of what `memory` has of its own, in order, and whether it is known to be zero.
-fn each_piece(
-    memory: &GuestMemory,
-    mut work: impl FnMut(Range<u64>, bool) -> Result<(), Cause>,
-) -> Result<(), Cause> {
-    for run in memory.own_runs()? {
-        for start in run.range.clone().step_by(PIECE as usize) {
-            work(start..run.range.end.min(start + PIECE), run.zero)?;
-        }
-    }
-    Ok(())
 }
 
 /// Saves the state of the paused machine, and sees that its memory can be imported.
@@ -107,29 +64,7 @@ pub(crate) fn import(
     layers: &LayerDir,
 ) -> Result<Imported, Cause> {
     match (saved, base) {
-        (Saved::Process(memory), base) => {
-            let mut writer = writer(memory.size(), base, guest_size, layers)?;
-            let mut buffer = vec![0; PIECE as usize];
-            each_piece(&memory, |piece, zero| {
-                let pages = &mut buffer[..(piece.end - piece.start) as usize];
-                // Zeros that need not be read are still content: the base may have something else there.
-                match zero {
-                    true => pages.fill(0),
-                    false => memory.read(piece.start, pages)?,
-                }
-                Ok(writer.put(piece.start, pages)?)
-            })?;
-            Ok(writer.finish()?)
-        }
-        (Saved::Copy(copied), base) => {
-            let mut writer = writer(copied.size, base, guest_size, layers)?;
-            let zeros = vec![0; PIECE as usize];
-            for (piece, pages) in copied.pieces {
-                let len = (piece.end - piece.start) as usize;
-                writer.put(piece.start, pages.as_deref().unwrap_or(&zeros[..len]))?;
-            }
-            Ok(writer.finish()?)
-        }
+        (Saved::Process(memory), base) => copy(&memory, base, guest_size, layers),
         (Saved::Dump(dump), None) => Ok(MemoryImage::import_full(&dump, guest_size, layers)?),
         (Saved::Dump(dump), Some(base)) => {
             let imported = base.import_diff(&dump)?;
@@ -139,17 +74,31 @@ pub(crate) fn import(
     }
 }
 
-fn writer(
-    size: u64,
+/// Copies all that `memory` has of its own.
+fn copy(
+    memory: &GuestMemory,
     base: Option<MemoryImage>,
     guest_size: Bytes,
     layers: &LayerDir,
-) -> Result<ImageWriter, Cause> {
-    if size != guest_size.get() {
-        return Err(Cause::GuestMemorySize { found: Bytes(size), expected: guest_size });
+) -> Result<Imported, Cause> {
+    if memory.size() != guest_size.get() {
+        return Err(Cause::GuestMemorySize { found: Bytes(memory.size()), expected: guest_size });
     }
-    match base {
-        None => Ok(MemoryImage::write_full(guest_size, layers)?),
-        Some(base) => Ok(base.write_diff()?),
+    let mut writer = match base {
+        None => MemoryImage::write_full(guest_size, layers)?,
+        Some(base) => base.write_diff()?,
+    };
+    let mut buffer = vec![0; PIECE as usize];
+    for run in memory.own_runs()? {
+        for offset in run.range.clone().step_by(PIECE as usize) {
+            let piece = &mut buffer[..(run.range.end - offset).min(PIECE) as usize];
+            // Zeros that need not be read are still content: the base may have something else there.
+            match run.zero {
+                true => piece.fill(0),
+                false => memory.read(offset, piece)?,
+            }
+            writer.put(offset, piece)?;
+        }
     }
+    Ok(writer.finish()?)
 }

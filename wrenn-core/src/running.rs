@@ -1,30 +1,34 @@
 //! Capturing a guest that runs on: for a template, or for children that begin where it is.
 //!
 //! ```text
-//! sync the disk -> stop the vCPUs -> state, copy of memory, copy of the disk's changes -> start the vCPUs
+//! sync the disk -> stop the vCPUs -> state, frozen memory, copy of the disk's changes -> start the vCPUs
 //!                                                                       -> memory image -> commit
 //! ```
 //!
-//! The stop takes what it takes to save the state, to copy in memory what the guest has of its own, and to clone one
-//! file; all is written while the guest runs. A monitor whose memory cannot be read dumps it during the stop.
-//!
-//! The monitor can also freeze its memory by a fork, which is quicker (a millisecond or so for each GiB). It is not used as
-//! long as it is not known why guests that are branched sometimes meet triple faults in an emulated machine.
+//! The stop takes what it takes to save the state, to copy the process's page tables and to clone one file; the
+//! memory is written while the guest runs. A monitor that cannot freeze its memory dumps it during the stop.
 //!
 //! Whatever fails, the guest runs again, and the store that was being filled is removed by whoever made it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use wrenn_base::UndoList;
 use wrenn_storage::{MemoryImage, StagedSnapshot, clone_file};
+use wrenn_vmm::Freezer;
+use wrenn_vmm::api::StateSave;
 
 use crate::capture::{self, sync_disk};
 use crate::error::Cause;
+use crate::host::HostInner;
 use crate::layout::StoreDir;
 use crate::machine::Live;
-use crate::memory::{self, Copied, Saved};
-use crate::step::{blocking, checkpoint};
-use crate::stored::{DISK, Stored};
+use crate::memory::{self, Saved};
+use crate::step::{blocking, building, checkpoint, undo_all};
+use crate::stored::{DISK, STATE, Stored};
+
+/// How long the frozen copy of a monitor may take to report.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A guest that was captured and runs on.
 pub(crate) struct Capture {
@@ -35,6 +39,7 @@ pub(crate) struct Capture {
 
 /// Captures the guest into the empty `store`, its memory as a diff on `base` where there is one, and lets it go on.
 pub(crate) async fn capture_running(
+    host: &Arc<HostInner>,
     live: &Arc<Live>,
     base: Option<MemoryImage>,
     store: StoreDir,
@@ -48,7 +53,7 @@ pub(crate) async fn capture_running(
 
     let stopped_at = Instant::now();
     live.while_alive(async { Ok(live.monitor.client().pause().await?) }).await?;
-    let saved = stop(live, &staged).await;
+    let saved = stop(host, live, &staged).await;
     let resumed = live.while_alive(async { Ok(live.monitor.client().resume().await?) }).await;
     let stopped = stopped_at.elapsed();
     let saved = saved?;
@@ -57,7 +62,7 @@ pub(crate) async fn capture_running(
 
     let live = Arc::clone(live);
     // A dump made while the guest goes on is of everything: the monitor's log of dirty pages begins anew with it.
-    let base = base.filter(|_| !matches!(saved, Saved::Dump(_)));
+    let base = base.filter(|_| matches!(saved, Saved::Process(_)));
     let stored = blocking(move || {
         let base = base.map(|base| base.link_into(&store.open_layers()?).map_err(Cause::from)).transpose()?;
         capture::commit(&live, saved, base, &store, staged)
@@ -67,7 +72,7 @@ pub(crate) async fn capture_running(
 }
 
 /// What is done while the guest stands still.
-async fn stop(live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause> {
+async fn stop(host: &Arc<HostInner>, live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause> {
     checkpoint("snapshot.stopped")?;
     let (disk, copy) = (Arc::clone(live), staged.file(DISK));
     let disk = blocking(move || {
@@ -77,7 +82,7 @@ async fn stop(live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause>
     });
     let memory = async {
         match live.reads_memory {
-            true => copy_memory(live, staged).await,
+            true => freeze(host, live, staged).await,
             false => memory::dump(live, staged, false).await,
         }
     };
@@ -88,8 +93,19 @@ async fn stop(live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause>
     Ok(memory)
 }
 
-/// Saves the state and copies the memory.
-async fn copy_memory(live: &Live, staged: &StagedSnapshot) -> Result<Saved, Cause> {
-    let memory = memory::save_state(live, staged).await?;
-    blocking(move || Ok(Saved::Copy(Copied::of(&memory)?))).await
+/// Saves the state and freezes the memory.
+async fn freeze(host: &Arc<HostInner>, live: &Arc<Live>, staged: &StagedSnapshot) -> Result<Saved, Cause> {
+    let mut undo = UndoList::new(&host.reaper);
+    let socket = live.identity.dirs.freeze_socket();
+    let freezer = building(&mut undo, &host.reaper, move |undo| Freezer::bind(&socket, undo)).await?;
+    let request =
+        StateSave { snapshot_path: staged.file(STATE), freeze_socket: Some(freezer.socket().to_owned()) };
+    let result = match live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await
+    {
+        Ok(saved) => blocking(move || freezer.accept(saved.regions, FREEZE_LIMIT)).await.map_err(Cause::from),
+        Err(cause) => Err(cause),
+    };
+    // Nothing but the socket's name, which is in nobody's way.
+    drop(undo_all(undo, FREEZE_LIMIT).await);
+    result.map(Saved::Process)
 }

@@ -209,9 +209,9 @@ impl Sandbox {
 
     /// Makes a template of the sandbox as it is now, while it runs on.
     ///
-    /// Its vCPUs stand still only while the machine's state is saved, what it has written to its memory copied in memory, and
-    /// its disk's changes cloned (a reflink, where the data directory has them); the copy is written to disk while it
-    /// runs, and takes as much memory until then. Firecracker stands still until its memory is written. [`TakenSnapshot`] says how long it was.
+    /// Its vCPUs stand still only while the machine's state is saved, its memory frozen and its disk's changes cloned
+    /// (a reflink, where the data directory has them); memory is written while it runs. A monitor that cannot freeze
+    /// memory, as Firecracker, stands still until all of it is written. [`TakenSnapshot`] says how long it was.
     ///
     /// # Errors
     /// `name` is no valid name, or taken ([`Cause::TemplateExists`](crate::Cause::TemplateExists)), or the guest ended, or
@@ -267,7 +267,7 @@ impl Sandbox {
         self.dirty_pages_known.store(false, Ordering::Relaxed);
         let (host, live) = (Arc::clone(&self.host), Arc::clone(&self.machine.live));
         let task = async move {
-            let capture = capture_running(&live, memory, staged.store()).await?;
+            let capture = capture_running(&host, &live, memory, staged.store()).await?;
             if let Some(own) = &own {
                 host.compactions.consider(&live.identity.dirs.store, own);
             }

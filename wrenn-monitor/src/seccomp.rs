@@ -93,7 +93,6 @@ const MAIN: &[c_long] = &[
     sys::SYS_ftruncate,
     sys::SYS_getppid,
     sys::SYS_lseek,
-    sys::SYS_memfd_create,
     sys::SYS_newfstatat,
     sys::SYS_openat,
     sys::SYS_pread64,
