@@ -3,10 +3,21 @@
 mod support;
 
 use support::{HostState, TestHost};
-use wrenn::{ErrorKind, Host, MiB, ProcessEvent, Sandbox};
+use wrenn::{ErrorKind, Host, MiB, ProcessEvent, Sandbox, Subject, Verdict};
 
 async fn small(host: &Host) -> Sandbox {
     host.sandbox("debian").unwrap().memory(MiB(128)).create().await.expect("the sandbox boots")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_runs_sandboxes_passes_the_preflight() {
+    let test = TestHost::new();
+    let before = HostState::of(&test.data());
+    let found = test.builder().preflight().await.unwrap();
+    assert!(found.is_ready(), "{:#?}", found.checks());
+    let images = found.of(Subject::Images).unwrap();
+    assert_eq!((images.verdict, images.found.as_str()), (Verdict::Good, "debian"));
+    before.assert_same(&HostState::of(&test.data()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,11 @@ pub(crate) struct TestHost {
 
 impl TestHost {
     pub(crate) fn new() -> Self {
-        let scratch = std::env::var_os("WRENN_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        Self::below(&std::env::var_os("WRENN_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from))
+    }
+
+    /// A data directory below `scratch`.
+    pub(crate) fn below(scratch: &Path) -> Self {
         let dir = tempfile::tempdir_in(scratch).expect("a directory on the scratch file system");
         let shared =
             PathBuf::from(std::env::var_os("WRENN_TEST_DATA").expect("lab/runner sets WRENN_TEST_DATA"));
@@ -55,7 +59,7 @@ impl TestHost {
     }
 }
 
-/// Copies by reflink where the file system can.
+/// Copies by reflink where the file system can; holes stay holes.
 fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("make a directory");
     for entry in fs::read_dir(from).expect("list a directory") {
@@ -64,7 +68,7 @@ fn copy_tree(from: &Path, to: &Path) {
         if entry.file_type().expect("a file type").is_dir() {
             copy_tree(&entry.path(), &target);
         } else {
-            fs::copy(entry.path(), target).expect("copy a file");
+            wrenn_storage::clone_file(&entry.path(), &target).expect("copy a file");
         }
     }
 }

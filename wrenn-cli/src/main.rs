@@ -5,6 +5,7 @@
 //! wrenn image build NAME --from PATH    any directory, or tar archive (plain, gzip, zstd)
 //! wrenn image ls
 //! wrenn guest build                     the kernel and the initramfs that all sandboxes boot
+//! wrenn doctor                          what this machine has and lacks for sandboxes
 //! wrenn bench restore                   how long resuming takes here, with tables and plots
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod bench;
 mod build;
+mod doctor;
 mod guest;
 mod image;
 mod interrupt;
@@ -47,6 +49,10 @@ enum Command {
     /// The kernel and the initramfs that all sandboxes boot.
     #[command(subcommand)]
     Guest(guest::GuestCommand),
+    /// Look at what this machine has and lacks for sandboxes.
+    ///
+    /// Exit status 0 when sandboxes can run, 1 when something is missing.
+    Doctor,
     /// Measurements on this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     match cli.command {
         Command::Bench(command) => bench::run(&cli.data, command)?,
+        Command::Doctor => doctor::run(&cli.data)?,
         Command::Image(command) => interrupt::install().and_then(|()| image::run(&cli.data, command))?,
         Command::Guest(command) => interrupt::install().and_then(|()| guest::run(&cli.data, command))?,
     }

@@ -22,7 +22,7 @@ use crate::host::HostInner;
 use crate::layout::SandboxDirs;
 use crate::machine::Live;
 use crate::paging::{Paging, Reserved};
-use crate::preflight;
+use crate::preflight::devices;
 use crate::restore::{Contact, RestoreMode, RestoreOptions, Stopwatch};
 use crate::spec::SandboxSpec;
 use crate::step::{blocking, building, checkpoint, unless_missing};
@@ -64,7 +64,7 @@ impl Assembly {
     }
 
     pub(crate) async fn boot(&mut self) -> Result<Live, Cause> {
-        preflight::kvm()?;
+        devices::kvm()?;
         self.claim()?;
         let image = self.host.images.get(&self.identity.spec.image)?;
         let digest = image.digest.clone();
@@ -97,8 +97,8 @@ impl Assembly {
     }
 
     pub(crate) async fn restore(&mut self, from: &Stored, options: RestoreOptions) -> Result<Live, Cause> {
-        preflight::kvm()?;
-        preflight::userfaultfd()?;
+        devices::kvm()?;
+        devices::userfaultfd()?;
         self.claim()?;
         let image = self.host.images.get(&self.identity.spec.image)?;
         if image.digest != from.record.image {

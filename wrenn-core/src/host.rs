@@ -1,33 +1,27 @@
 //! The host: one data directory, and what all sandboxes in it share.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
-use wrenn_base::{HostId, ImageName, Reaper, SandboxId, TemplateName, UndoList};
-use wrenn_net::{HostNet, HostNetSpec};
-use wrenn_storage::{BackendChoice, GuestFiles, ImageRegistry, RootDisks, durable};
-use wrenn_vmm::{MonitorProgram, VM_DIR};
+use wrenn_base::{ImageName, Reaper, SandboxId, TemplateName, UndoList};
+use wrenn_net::HostNet;
+use wrenn_storage::{GuestFiles, ImageRegistry, RootDisks};
+use wrenn_vmm::MonitorProgram;
 
 use crate::builder::SandboxBuilder;
 use crate::caches::PageCaches;
 use crate::claims::{ActiveSandboxes, SlotIndices, TemplatesInUse};
-use crate::compaction::{CompactionPolicy, Compactions};
+use crate::compaction::Compactions;
 use crate::error::{Cause, Error};
 use crate::layout::Layout;
 use crate::machine::UNDO_LIMIT;
+use crate::opening::HostBuilder;
 use crate::paused::PausedSandbox;
-use crate::step::{blocking, undo_all, unless_missing};
-use crate::sweep;
+use crate::step::{blocking, undo_all};
 use crate::template::{self, Template};
 
-const DEFAULT_DATA: &str = "/var/lib/wrenn";
-const DEFAULT_RUN: &str = "/run/wrenn";
-const FORMAT: u32 = 1;
 /// How long a host that is being closed waits for calls that were cancelled.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -55,11 +49,11 @@ pub(crate) struct HostInner {
     pub(crate) compactions: Compactions,
     pub(crate) monitor: MonitorProgram,
     pub(crate) runtime: tokio::runtime::Handle,
-    data: PathBuf,
+    pub(crate) data: PathBuf,
     /// What the host itself put on the machine.
-    undo: Option<UndoList>,
+    pub(crate) undo: Option<UndoList>,
     /// Holds the data directory for this process.
-    _lock: File,
+    pub(crate) _lock: File,
 }
 
 impl HostInner {
@@ -76,22 +70,6 @@ impl Drop for HostInner {
             tracing::warn!("what the last sandboxes stood on is still being removed");
         }
     }
-}
-
-/// How a host is to be opened; see [`Host::builder`].
-#[derive(Debug, Clone, Default)]
-pub struct HostBuilder {
-    data: Option<PathBuf>,
-    run: Option<PathBuf>,
-    monitor: Option<MonitorChoice>,
-    disks: BackendChoice,
-    compaction: CompactionPolicy,
-}
-
-#[derive(Debug, Clone)]
-enum MonitorChoice {
-    Named(PathBuf),
-    Program(MonitorProgram),
 }
 
 impl Host {
@@ -179,157 +157,6 @@ impl Host {
     }
 }
 
-impl HostBuilder {
-    /// Where everything durable is kept; `$WRENN_DATA`, else `/var/lib/wrenn`, where not set.
-    ///
-    /// A file system with reflinks (xfs, btrfs) makes resume fast for large disks.
-    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.data = Some(dir.into());
-        self
-    }
-
-    /// Where sockets and namespaces are kept; `/run/wrenn` where not set.
-    ///
-    /// Keep it short: a socket's path has at most 107 bytes.
-    pub fn run_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.run = Some(dir.into());
-        self
-    }
-
-    /// The monitor program: a path, or a name on `PATH` such as `firecracker`.
-    ///
-    /// Where not set: `$WRENN_MONITOR`, else `wrenn-monitor` beside the running executable or on `PATH`.
-    pub fn monitor(mut self, program: impl Into<PathBuf>) -> Self {
-        self.monitor = Some(MonitorChoice::Named(program.into()));
-        self
-    }
-
-    /// The monitor as a program that was found, or made, by other means: for example the running program itself.
-    pub fn monitor_program(mut self, program: MonitorProgram) -> Self {
-        self.monitor = Some(MonitorChoice::Program(program));
-        self
-    }
-
-    /// How root disks are made; the best that this machine has, where not set.
-    pub fn disk_backend(mut self, backend: BackendChoice) -> Self {
-        self.disks = backend;
-        self
-    }
-
-    /// When and how fast long chains of memory layers are merged in the background.
-    pub fn compaction(mut self, policy: CompactionPolicy) -> Self {
-        self.compaction = policy;
-        self
-    }
-
-    /// Opens the host, and removes what a killed process left running or mounted of this data directory's sandboxes.
-    ///
-    /// Sandboxes that such a process had running go back to their latest snapshot; those without one are removed.
-    ///
-    /// Must be called within a Tokio runtime with time and I/O, which the host keeps using.
-    ///
-    /// # Errors
-    /// The directory cannot be made or is open in another process, the monitor is not found, or the network cannot
-    /// be set up. Nothing is left behind but the empty data directory.
-    ///
-    /// # Cancel safety
-    /// A dropped future leaves at most the empty data directory.
-    pub async fn open(self) -> Result<Host, Error> {
-        let runtime = tokio::runtime::Handle::current();
-        let inner = blocking(move || self.open_blocking(runtime)).await?;
-        Ok(Host { inner: Arc::new(inner) })
-    }
-
-    fn open_blocking(self, runtime: tokio::runtime::Handle) -> Result<HostInner, Cause> {
-        let monitor = match self.monitor {
-            Some(MonitorChoice::Program(program)) => program,
-            Some(MonitorChoice::Named(path)) => MonitorProgram::discover(Some(&path))?,
-            None => MonitorProgram::discover(None)?,
-        };
-        let from_env = || std::env::var_os("WRENN_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let data = self.data.or_else(from_env).unwrap_or_else(|| DEFAULT_DATA.into());
-        let data = absolute(&data)?;
-        make_dir(&data)?;
-        let lock = lock(&data)?;
-        let id = host_id(&data)?;
-        let run = absolute(&self.run.unwrap_or_else(|| DEFAULT_RUN.into()))?;
-        let layout = Layout::new(data.clone(), &run, &id);
-        for dir in [layout.sandboxes(), layout.templates(), layout.branches()] {
-            make_dir(&dir)?;
-        }
-        make_dir(Path::new(VM_DIR))?;
-        let disks = RootDisks::probe(&id, self.disks)?;
-        let reaper = Reaper::start();
-        let mut undo = UndoList::new(&reaper);
-        let run = layout.run().to_owned();
-        undo.push("the host's runtime directory", move |_| Ok(unless_missing(fs::remove_dir(run))?));
-        make_dir(layout.run())?;
-        let net = HostNetSpec::new(id, layout.netns());
-        let last_slot = net.pool.last_index();
-        let net = HostNet::open(net, &mut undo)?;
-        sweep::sweep(&layout, &disks, &net);
-        Ok(HostInner {
-            images: ImageRegistry::open(&data)?,
-            data: data.clone(),
-            layout,
-            reaper,
-            disks,
-            net,
-            slots: SlotIndices::up_to(last_slot),
-            active: ActiveSandboxes::default(),
-            templates: TemplatesInUse::default(),
-            caches: PageCaches::default(),
-            compactions: Compactions::new(self.compaction),
-            monitor,
-            runtime,
-            undo: Some(undo),
-            _lock: lock,
-        })
-    }
-}
-
-fn lock(data: &Path) -> Result<File, Cause> {
-    let path = data.join("lock");
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|source| Cause::io("open", &path, source))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Cause::DataDirBusy { path: data.to_owned() }),
-        Err(e) => Err(Cause::io("lock", &path, e.into())),
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct HostRecord {
-    format: u32,
-    id: HostId,
-}
-
-/// The id stored in `data`, or a new one that is stored there.
-fn host_id(data: &Path) -> Result<HostId, Cause> {
-    let path = data.join("host.json");
-    let bad = |why: String| Cause::BadHostFile { path: path.clone(), why };
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let record: HostRecord = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-            if record.format > FORMAT {
-                return Err(bad(format!(
-                    "its format {} is newer than this program's {FORMAT}",
-                    record.format
-                )));
-            }
-            Ok(record.id)
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let record = HostRecord { format: FORMAT, id: HostId::random() };
-            let json = serde_json::to_vec(&record).map_err(|e| bad(e.to_string()))?;
-            durable::write(&path, &json).map_err(|source| Cause::io("write", &path, source))?;
-            Ok(record.id)
-        }
-        Err(source) => Err(Cause::io("read", &path, source)),
-    }
-}
-
 fn stored_sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Cause> {
     let dir = layout.sandboxes();
     let mut ids = Vec::new();
@@ -342,37 +169,4 @@ fn stored_sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Cause> {
     }
     ids.sort();
     Ok(ids)
-}
-
-fn absolute(path: &Path) -> Result<PathBuf, Cause> {
-    std::path::absolute(path).map_err(|source| Cause::io("resolve", path, source))
-}
-
-fn make_dir(dir: &Path) -> Result<(), Cause> {
-    fs::create_dir_all(dir).map_err(|source| Cause::io("create", dir, source))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_data_directory_keeps_its_host_id() {
-        let dir = tempfile::tempdir().unwrap();
-        let id = host_id(dir.path()).unwrap();
-        assert_eq!(host_id(dir.path()).unwrap(), id);
-        for bad in ["", "{}", r#"{"format":1,"id":"../../"}"#, r#"{"format":2,"id":"abcdef"}"#] {
-            fs::write(dir.path().join("host.json"), bad).unwrap();
-            assert!(matches!(host_id(dir.path()), Err(Cause::BadHostFile { .. })), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_data_directory_is_locked_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = lock(dir.path()).unwrap();
-        assert!(matches!(lock(dir.path()), Err(Cause::DataDirBusy { .. })));
-        drop(held);
-        lock(dir.path()).unwrap();
-    }
 }

@@ -38,6 +38,7 @@ mod link;
 mod netns;
 mod nft;
 mod policy;
+mod probe;
 mod slot;
 #[allow(unsafe_code)]
 mod sys;
@@ -45,4 +46,5 @@ mod sys;
 pub use address::{AddressPool, GuestNet, MacAddr};
 pub use error::NetError;
 pub use host::{HostNet, HostNetSpec};
+pub use probe::probe;
 pub use slot::{Slot, SlotSpec};

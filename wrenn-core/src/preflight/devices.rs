@@ -1,5 +1,4 @@
-//! What must be true of this machine before a sandbox is started: looked at first, so that a host that cannot
-//! run one says so before anything is created.
+//! Devices that sandboxes cannot do without.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -25,6 +24,11 @@ pub(crate) fn userfaultfd() -> Result<(), Cause> {
         return Ok(());
     }
     open_device(device, "the kernel needs CONFIG_USERFAULTFD")
+}
+
+/// TAP devices, for every sandbox.
+pub(crate) fn tun() -> Result<(), Cause> {
+    open_device("/dev/net/tun", "load the tun module, and make the node: mknod /dev/net/tun c 10 200")
 }
 
 fn open_device(path: &'static str, absent_remedy: &'static str) -> Result<(), Cause> {

@@ -1,0 +1,143 @@
+//! A full file system under a host: what needs room fails and says so, and no state is lost or left half made.
+
+#![allow(clippy::disallowed_methods, reason = "tests make file systems with mount")]
+
+mod support;
+
+use std::error::Error as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::crash::{LATER, boot, pause, read, resume, write};
+use support::{HostState, TestHost};
+use wrenn::Error;
+
+/// How many bytes are left for an operation, from nothing to more than it needs.
+const ROOM: [u64; 6] = [0, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 80 << 20];
+
+/// A file system of 512 MiB in memory.
+struct Small {
+    scratch: tempfile::TempDir,
+}
+
+impl Small {
+    fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=512m,huge=never", "none"])
+            .arg(scratch.path()));
+        Self { scratch }
+    }
+
+    fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Fills it, but for `room` bytes, until the answer is dropped.
+    fn fill(&self, room: u64) -> Ballast {
+        let path = self.dir().join("ballast");
+        let free = rustix::fs::statvfs(self.dir()).unwrap();
+        let free = free.f_bavail * free.f_frsize;
+        let file = fs::File::create(&path).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free - room).unwrap();
+        Ballast(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg(self.dir()));
+    }
+}
+
+struct Ballast(PathBuf);
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+#[track_caller]
+fn assert_full(error: &Error) {
+    // The monitor, too, says it in words.
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    assert!(text.contains("No space left on device"), "{error:?}");
+    assert!(error.cleanup().is_empty(), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_fails_what_needs_room_and_loses_nothing() {
+    let small = Small::new();
+    let test = TestHost::below(small.dir());
+    let host = test.open().await;
+    let mut sandbox = resume(pause(boot(&host).await).await).await;
+    let mut failures = [0; 3];
+    for (round, room) in ROOM.into_iter().enumerate() {
+        let state = format!("snapshot{round}");
+        write(&sandbox, &state).await;
+        let before = HostState::of(&test.data()).while_running();
+        let ballast = small.fill(room);
+        match sandbox.snapshot("t").await {
+            Ok(taken) => taken.template.delete().await.unwrap(),
+            Err(e) => {
+                assert_full(&e);
+                failures[0] += 1;
+            }
+        }
+        drop(ballast);
+        before.assert_same(&HostState::of(&test.data()).while_running());
+        assert_eq!(read(&sandbox).await, state);
+
+        let state = format!("pause{round}");
+        write(&sandbox, &state).await;
+        let before = HostState::of(&test.data()).while_running();
+        let ballast = small.fill(room);
+        let paused = match sandbox.pause().await {
+            Ok(paused) => {
+                drop(ballast);
+                paused
+            }
+            Err(e) => {
+                assert_full(&e.source);
+                failures[1] += 1;
+                drop(ballast);
+                before.assert_same_but_for(&HostState::of(&test.data()).while_running(), LATER);
+                let sandbox = *e.sandbox.expect("the sandbox runs on");
+                assert_eq!(read(&sandbox).await, state);
+                pause(sandbox).await
+            }
+        };
+
+        let before = HostState::of(&test.data());
+        let ballast = small.fill(room);
+        sandbox = match paused.resume().await {
+            Ok(sandbox) => {
+                drop(ballast);
+                sandbox
+            }
+            Err(e) => {
+                assert_full(&e.source);
+                failures[2] += 1;
+                drop(ballast);
+                before.assert_same_but_for(&HostState::of(&test.data()), LATER);
+                resume(*e.paused).await
+            }
+        };
+        assert_eq!(read(&sandbox).await, state);
+    }
+    println!("of {} snapshots, pauses and resumes each failed: {failures:?}", ROOM.len());
+    assert!(failures[..2].iter().all(|failed| (1..ROOM.len()).contains(failed)), "{failures:?}");
+    sandbox.destroy().await.unwrap();
+    host.close().await.unwrap();
+}
