@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use wrenn_base::Bytes;
 use wrenn_storage::{Imported, LayerDir, MemoryImage, StagedSnapshot};
 use wrenn_vmm::GuestMemory;
-use wrenn_vmm::api::{SnapshotCreate, SnapshotType, StateSave};
+use wrenn_vmm::api::{SavedMemory, SnapshotCreate, SnapshotType, StateSave};
 
 use crate::error::Cause;
 use crate::machine::Live;
@@ -32,16 +32,20 @@ pub(crate) enum Saved {
 /// Saves the state of the paused machine, and sees that its memory can be imported.
 pub(crate) async fn save(live: &Live, staged: &StagedSnapshot, diff: bool) -> Result<Saved, Cause> {
     match live.reads_memory {
-        true => save_state(live, staged).await.map(Saved::Process),
+        true => Ok(Saved::Process(live.monitor.guest_memory(save_state(live, staged, None).await?)?)),
         false => dump(live, staged, diff).await,
     }
 }
 
-/// Saves the state of the paused machine, whose monitor lets its memory be read, and takes hold of that.
-pub(crate) async fn save_state(live: &Live, staged: &StagedSnapshot) -> Result<GuestMemory, Cause> {
-    let request = StateSave { snapshot_path: staged.file(STATE), freeze_socket: None };
-    let saved = live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await?;
-    Ok(live.monitor.guest_memory(saved)?)
+/// Saves the state of the paused machine, whose monitor lets its memory be read, and answers where that is; with a
+/// `freeze_socket`, in the copy of the monitor that connects to it.
+pub(crate) async fn save_state(
+    live: &Live,
+    staged: &StagedSnapshot,
+    freeze_socket: Option<PathBuf>,
+) -> Result<SavedMemory, Cause> {
+    let request = StateSave { snapshot_path: staged.file(STATE), freeze_socket };
+    live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await
 }
 
 /// Has the monitor write the state and the memory of the paused machine to files.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -99,7 +100,7 @@ impl HostBuilder {
     pub async fn open(self) -> Result<Host, Error> {
         let runtime = tokio::runtime::Handle::current();
         let inner = blocking(move || self.open_blocking(runtime)).await?;
-        Ok(Host { inner: std::sync::Arc::new(inner) })
+        Ok(Host { inner: Arc::new(inner) })
     }
 
     /// Looks at everything that this host needs of the machine, opened or not; nothing stays changed.

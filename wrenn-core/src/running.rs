@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use wrenn_base::UndoList;
 use wrenn_storage::{MemoryImage, StagedSnapshot, clone_file};
 use wrenn_vmm::Freezer;
-use wrenn_vmm::api::StateSave;
 
 use crate::capture::{self, sync_disk};
 use crate::error::Cause;
@@ -25,7 +24,7 @@ use crate::layout::StoreDir;
 use crate::machine::Live;
 use crate::memory::{self, Saved};
 use crate::step::{blocking, building, checkpoint, undo_all};
-use crate::stored::{DISK, STATE, Stored};
+use crate::stored::{DISK, Stored};
 
 /// How long the frozen copy of a monitor may take to report.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
@@ -98,10 +97,7 @@ async fn freeze(host: &Arc<HostInner>, live: &Arc<Live>, staged: &StagedSnapshot
     let mut undo = UndoList::new(&host.reaper);
     let socket = live.identity.dirs.freeze_socket();
     let freezer = building(&mut undo, &host.reaper, move |undo| Freezer::bind(&socket, undo)).await?;
-    let request =
-        StateSave { snapshot_path: staged.file(STATE), freeze_socket: Some(freezer.socket().to_owned()) };
-    let result = match live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await
-    {
+    let result = match memory::save_state(live, staged, Some(freezer.socket().to_owned())).await {
         Ok(saved) => blocking(move || freezer.accept(saved.regions, FREEZE_LIMIT)).await.map_err(Cause::from),
         Err(cause) => Err(cause),
     };
