@@ -17,8 +17,8 @@ const WORDS: usize = 512;
 /// The word of a page that a patch changes.
 const PATCHED: usize = 100;
 
-/// Holds blocks of 64 pages. Told a seed and a number of steps on a FIFO, it writes the checksum of each page to a
-/// file, takes the steps, and writes checksums, addresses and frame numbers as they are then. A step is the model's.
+/// Holds blocks of 64 pages. Told a seed and a number of steps on a FIFO, it takes the steps and answers on another: the
+/// checksum of each page before, and checksums, addresses and frame numbers as they are then. A step is the model's.
 const GUEST: &str = r#"
 import array, os, struct, sys, zlib
 BLOCKS, PAGES, WORDS, PATCHED = 16, 64, 512, 100
@@ -45,14 +45,12 @@ def frames(pagemap, block):
     pagemap.seek(first * 8)
     found = struct.unpack(f'{last - first + 1}Q', pagemap.read((last - first + 1) * 8))
     return f'{address % 4096} ' + ' '.join(str(e & (1 << 55) - 1 if e >> 63 else 0) for e in found)
-os.mkfifo('/run/ask')
 while True:
     with open('/run/ask') as ask: name, seed, steps = ask.read().split()
     before, rng = sums(), numbers(int(seed))
     for _ in range(int(steps)): step(rng)
-    with open('/proc/self/pagemap', 'rb') as pagemap, open('/run/answer.new', 'w') as out:
+    with open('/proc/self/pagemap', 'rb') as pagemap, open('/run/answer', 'w') as out:
         print(name, before, sums(), *(frames(pagemap, b) for b in blocks), sep='\n', file=out)
-    os.rename('/run/answer.new', '/run/answer')
 "#;
 
 /// What a page holds: one word throughout, and another in one place.
@@ -141,10 +139,7 @@ struct Answer {
 }
 
 async fn ask(sandbox: &Sandbox, name: &str, seed: u64, steps: usize) -> Result<Answer, Error> {
-    let line = format!(
-        "echo {name} {seed} {steps} > /run/ask; \
-         for try in $(seq 600); do grep -qsx {name} /run/answer && exec cat /run/answer; sleep 0.1; done; exit 1"
-    );
+    let line = format!("echo {name} {seed} {steps} > /run/ask; exec cat /run/answer");
     let output = sandbox.exec(line).await?;
     assert!(output.status.success(), "no answer to {name}");
     let text = output.stdout_text();
@@ -159,12 +154,10 @@ async fn boot(host: &Host, vcpus: u8) -> Sandbox {
     let sandbox = sandbox.expect("the sandbox boots");
     sandbox.files().write("/root/oracle.py", GUEST).await.unwrap();
     // The kernel must leave pages where they are between a look at their frames and the pause.
-    sandbox.exec("echo 0 > /proc/sys/vm/compaction_proactiveness").await.unwrap();
+    let ready = sandbox.exec("mkfifo /run/ask /run/answer && echo 0 > /proc/sys/vm/compaction_proactiveness");
+    assert!(ready.await.unwrap().status.success());
     let program = sandbox.command("python3").arg("/root/oracle.py").env("MALLOC_MMAP_THRESHOLD_", "131072");
     drop(program.spawn().await.unwrap());
-    let ready =
-        sandbox.exec("for try in $(seq 600); do test -p /run/ask && exit; sleep 0.1; done; exit 1").await;
-    assert!(ready.unwrap().status.success(), "the guest program does not listen");
     sandbox
 }
 
