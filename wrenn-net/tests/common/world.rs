@@ -62,11 +62,20 @@ impl<'a> World<'a> {
         !is_silent(&socket)
     }
 
-    /// Whether a connection comes about.
+    /// Whether a connection comes about, if need be at a second attempt of TCP's.
     pub(crate) fn tcp(&self, to: Ipv4Addr, port: u16) -> bool {
+        self.connects(to, port, PATIENCE)
+    }
+
+    /// Whether no connection comes about for a while.
+    pub(crate) fn no_tcp(&self, to: Ipv4Addr, port: u16) -> bool {
+        !self.connects(to, port, SILENCE)
+    }
+
+    fn connects(&self, to: Ipv4Addr, port: u16, time: Duration) -> bool {
         let _listener = within(&self.internet.namespace, || TcpListener::bind((to, port)).unwrap());
         let to = SocketAddr::from((to, port));
-        self.inside(|| TcpStream::connect_timeout(&to, SILENCE).is_ok())
+        self.inside(|| TcpStream::connect_timeout(&to, time).is_ok())
     }
 
     /// A connection, with both of its ends.
