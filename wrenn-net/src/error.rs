@@ -59,6 +59,22 @@ pub enum NetError {
         host: HostId,
     },
 
+    /// All indices that a pool may use are in use.
+    #[error("all slot indices from {first} to {last} are in use: remove a slot, or give the pool more")]
+    NoFreeIndex {
+        /// The lowest index of the pool.
+        first: u16,
+        /// The highest one.
+        last: u16,
+    },
+
+    /// The slot's undo list has run, or is running.
+    #[error("the slot with index {index} is removed")]
+    SlotGone {
+        /// The index that it had.
+        index: u16,
+    },
+
     /// Another Wrenn host on this machine, or another program, has the index's address.
     #[error(
         "slot index {index} is taken: this machine already routes {address} elsewhere; choose another index or pool"

@@ -1,24 +1,22 @@
-//! What all slots of one host id share: the firewall table, the address pool, and which indices are in use.
-//!
-//! Invariant: an index is in use from before anything of its slot exists until its undo list has run. The undo of a
-//! slot can therefore never meet a younger slot of the same index.
+//! What all slots of one host id share: the firewall table and the address pool.
 
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use wrenn_base::{HostId, UndoList};
 
 use crate::address::AddressPool;
+use crate::claims::Claims;
 use crate::error::NetError;
 use crate::link::Links;
 use crate::netns::{self, Place};
-use crate::nft::Transaction;
+use crate::nft::{self, Transaction};
 use crate::policy;
+use crate::ranges::Range;
 use crate::slot::remove_namespace;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -72,7 +70,7 @@ pub(crate) struct Shared {
     pub(crate) dns: Vec<Ipv4Addr>,
     /// The namespace in which [`HostNet::open`] was called, whichever thread calls later.
     pub(crate) namespace: File,
-    in_use: Mutex<BTreeSet<u16>>,
+    pub(crate) claims: Mutex<Claims>,
     #[cfg(test)]
     pub(crate) faults: crate::slot::tests::Faults,
 }
@@ -81,7 +79,8 @@ impl HostNet {
     /// Sets up the host's side: the directory, the firewall table `wrenn_<host id>`, and forwarding.
     ///
     /// The host is the network namespace of the calling thread. A table that a killed process left is replaced in
-    /// one step, so that slots that live on are not cut off. Blocks for a few milliseconds.
+    /// one step, so that slots that live on are not cut off; those with an egress policy of their own are, as nobody
+    /// knows it any more. Blocks for a few milliseconds.
     ///
     /// # Errors
     /// [`NetError::InvalidDnsServer`] and [`NetError::PoolClash`] before anything is changed; [`NetError::Firewall`],
@@ -99,7 +98,7 @@ impl HostNet {
             pool: spec.pool,
             dns: spec.dns,
             namespace,
-            in_use: Mutex::default(),
+            claims: Mutex::default(),
             #[cfg(test)]
             faults: Default::default(),
         });
@@ -115,9 +114,13 @@ impl HostNet {
             Ok(owner.on_host(|| owner.delete_table())?)
         });
         shared.on_host(|| {
-            policy::host_table(&shared.table(), &shared.link_prefix(), shared.pool, &shared.dns)
+            let table = shared.table();
+            let failed = |e| NetError::firewall(&table, e);
+            let cut_off = nft::links_in(&table, policy::OWN_POLICY).map_err(failed)?;
+            policy::host_table(&table, &shared.link_prefix(), shared.pool, &shared.dns, &cut_off)
                 .commit()
-                .map_err(|e| NetError::firewall(&shared.table(), e))?;
+                .map_err(failed)?;
+            shared.cut_off(cut_off);
             forward_packets().map_err(|e| NetError::step(format!("switch on {IP_FORWARD}"), e))
         })?;
         tracing::debug!(host = %shared.host, pool = %shared.pool, "host network open");
@@ -139,6 +142,7 @@ impl HostNet {
         })?;
         let links = links.into_iter().filter(|name| name.starts_with(&prefix));
         let mut results: Vec<_> = links.map(|name| shared.on_host(|| shared.delete_link(&name))).collect();
+        results.extend(shared.unclaimed().iter().map(|link| shared.forget_reach(link)));
         let dir = &shared.netns_dir;
         let names = fs::read_dir(dir)
             .map_err(|e| NetError::step(format!("list the directory {}", dir.display()), e))?;
@@ -169,18 +173,6 @@ impl Shared {
     ) -> Result<T, NetError> {
         netns::within(Place::Existing(&self.namespace), work)
             .map_err(|e| NetError::step("work in the host's network namespace", e))?
-    }
-
-    /// Marks an index as in use.
-    pub(crate) fn claim(&self, index: u16) -> Result<(), NetError> {
-        if self.in_use.lock().unwrap_or_else(PoisonError::into_inner).insert(index) {
-            return Ok(());
-        }
-        Err(NetError::IndexInUse { index, host: self.host.clone() })
-    }
-
-    pub(crate) fn release(&self, index: u16) {
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
     }
 
     /// Deletes the host's end of a slot's veth pair, and the other end with it; none there is success.
@@ -224,9 +216,7 @@ fn check_dns_server(address: Ipv4Addr) -> Result<(), NetError> {
         "a loopback address would be the guest itself; name the machine's address, or another server's"
     } else if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
         "it must be one machine's address"
-    } else if crate::address::Range::cidr(crate::address::GUEST, crate::address::GUEST_PREFIX)
-        .contains(address)
-    {
+    } else if Range::cidr(crate::address::GUEST, crate::address::GUEST_PREFIX).contains(address) {
         "that is the guest's own network"
     } else {
         return Ok(());

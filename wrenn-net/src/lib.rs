@@ -8,13 +8,18 @@
 //! The guest's side is the same in every slot ([`GuestNet`]), so that a clone of a snapshot finds the network it
 //! remembers; what differs, one pair of addresses from an [`AddressPool`], is only seen by the host. [`HostNet`]
 //! holds what all slots of one host id share (an nftables table whose rules do not grow with the slots), and
-//! [`HostNet::slot`] makes one [`Slot`].
+//! [`HostNet::slot`] makes one [`Slot`]. A [`SlotPool`] makes them ahead.
 //!
 //! # What a guest reaches
-//! The internet, over IPv4. Dropped: private, shared, link-local (cloud metadata), loopback, benchmarking, multicast
-//! and reserved ranges, every address of the host, every other slot, all IPv6, and whatever has a forged source.
-//! The configured DNS servers are let through on port 53 even where they lie in such a range. Nothing reaches a guest
-//! unasked, other than through [`Slot::connect`].
+//! By default the internet, over IPv4. Dropped: private, shared, link-local (cloud metadata), loopback,
+//! benchmarking, multicast and reserved ranges, every address of the host, every other slot, all IPv6, and whatever
+//! has a forged source. The configured DNS servers are let through on port 53 even where they lie in such a range.
+//! Nothing reaches a guest unasked, other than through [`Slot::connect`].
+//!
+//! An [`EgressPolicy`], given to [`HostNet::slot_with_egress`] or later to [`Slot::set_egress`], widens or narrows that
+//! for one slot. It holds for each packet, those of connections there are as well, and changes in one transaction: at
+//! no time does a packet get through that neither the old nor the new policy allows. No policy opens the host's own
+//! addresses, other slots, IPv6, or a forged source. [`Slot::set_bandwidth`] bounds how much passes.
 //!
 //! # What it does to the host
 //! `net.ipv4.ip_forward` is switched on and left on, because others may have come to need it meanwhile. Another
@@ -31,6 +36,9 @@
 #![deny(unsafe_code)]
 
 mod address;
+mod bandwidth;
+mod claims;
+mod egress;
 mod error;
 mod host;
 mod inside;
@@ -38,13 +46,19 @@ mod link;
 mod netns;
 mod nft;
 mod policy;
+mod pool;
 mod probe;
+mod ranges;
+mod reach;
 mod slot;
 #[allow(unsafe_code)]
 mod sys;
 
 pub use address::{AddressPool, GuestNet, MacAddr};
+pub use bandwidth::{Bandwidth, BandwidthError};
+pub use egress::{AllowRule, Cidr, EgressError, EgressPolicy, Protocol};
 pub use error::NetError;
 pub use host::{HostNet, HostNetSpec};
+pub use pool::SlotPool;
 pub use probe::probe;
 pub use slot::{Slot, SlotSpec};

@@ -15,7 +15,8 @@ use netlink_bindings::traits::{NetlinkRequest, Pusher};
 use netlink_bindings::utils::{finalize_nested_header, push_nested_header};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
-use crate::address::{MacAddr, Range};
+use crate::address::MacAddr;
+use crate::ranges::Range;
 
 // linux/if_link.h and linux/veth.h: the kernel's description of rtnetlink leaves veth out.
 const IFLA_INFO_DATA: u16 = 2;

@@ -2,29 +2,48 @@
 //!
 //! The table in a slot's namespace translates addresses and lets nothing past but the guest itself. What a guest may
 //! reach is decided on the host, where a process that broke out of the monitor into the namespace cannot pass it by.
-//! The host's rules match links by the prefix of their name, so their number does not grow with the slots.
+//! The host's rules match links by the prefix of their name, and what differs from slot to slot is in sets, by the
+//! name of the link, which nothing inside a slot can change: so the number of rules does not grow with the slots.
+//!
+//! A slot with the default policy has no entry in any set. All others are in the set of links with a policy of their
+//! own, and get nothing but what the sets say they reach ([`crate::reach`]).
+//!
+//! Every packet is judged, in both directions, whether its connection is known or not. A change of policy therefore
+//! ends what it denies at once, without a look at the connections there are. Only news about a connection (ICMP
+//! errors) comes in from anywhere, as any router on the way may send it.
 
 use std::ffi::CStr;
 use std::net::Ipv4Addr;
 
-use crate::address::{AddressPool, GUEST, Range};
-use crate::nft::{Hook, Otherwise, Rule, Transaction};
+use crate::address::{AddressPool, GUEST};
+use crate::nft::{Element, Hook, Keys, Otherwise, Rule, Transaction, Way};
+use crate::ranges::{Range, joined};
+use crate::reach::Reach;
 use crate::slot::{TAP, UPLINK};
 
 /// The table of a slot, inside its namespace.
 pub(crate) const SLOT_TABLE: &str = "wrenn";
+/// The links whose slots have a policy other than the default.
+pub(crate) const OWN_POLICY: &CStr = c"own_policy";
 
 const INPUT: &CStr = c"input";
 const FORWARD: &CStr = c"forward";
 const POSTROUTING: &CStr = c"postrouting";
 const FROM_SLOT: &CStr = c"from_slot";
 const TO_SLOT: &CStr = c"to_slot";
+const QUESTIONS: &CStr = c"questions";
+const ANSWERS: &CStr = c"answers";
 const DENIED: &CStr = c"denied";
 const RESOLVERS: &CStr = c"resolvers";
+/// Of the links with a policy of their own, those that may ask the resolvers.
+const ASKS_NAMES: &CStr = c"asks_names";
+const HOSTS: &CStr = c"hosts";
+const SERVICES: &CStr = c"services";
+const BANDWIDTH: &CStr = c"bandwidth";
 
-/// What no guest reaches: the addresses that mean something only to this machine or this site (RFC 6890), and those
-/// that are no destination on the internet.
-const NEVER: [Range; 11] = [
+/// What no guest reaches by default: the addresses that mean something only to this machine or this site (RFC 6890),
+/// and those that are no destination on the internet.
+pub(crate) const NEVER: [Range; 11] = [
     Range::cidr(Ipv4Addr::new(0, 0, 0, 0), 8),
     Range::cidr(Ipv4Addr::new(10, 0, 0, 0), 8),
     Range::cidr(Ipv4Addr::new(100, 64, 0, 0), 10),
@@ -38,30 +57,42 @@ const NEVER: [Range; 11] = [
     Range::cidr(Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// The table that the slots of one host share.
+/// The table that the slots of one host share. The links of `cut_off` reach nothing.
 pub(crate) fn host_table<'a>(
     name: &'a str,
     links: &str,
     pool: AddressPool,
     resolvers: &[Ipv4Addr],
+    cut_off: &[String],
 ) -> Transaction<'a> {
     let mut table = Transaction::on(name);
     table.fresh_table();
-    table.address_set(1, DENIED, &joined(NEVER.into_iter().chain([pool.range()])));
-    table.address_set(2, RESOLVERS, &joined(resolvers.iter().map(|&dns| Range::cidr(dns, 32))));
+    table.set(DENIED, Keys::Addresses);
+    table.add(DENIED, &Element::addresses(&joined(NEVER.into_iter().chain([pool.range()]))));
+    table.set(RESOLVERS, Keys::Addresses);
+    let resolvers = joined(resolvers.iter().map(|&dns| Range::cidr(dns, 32)));
+    table.add(RESOLVERS, &Element::addresses(&resolvers));
+    table.set(OWN_POLICY, Keys::Links);
+    table.add(OWN_POLICY, &cut_off.iter().map(|link| Element::link(link)).collect::<Vec<_>>());
+    table.set(ASKS_NAMES, Keys::Links);
+    table.set(HOSTS, Keys::LinksWithAddresses);
+    table.set(SERVICES, Keys::LinksWithServices);
     table.base_chain(INPUT, Hook::Input, Otherwise::Accept);
     table.base_chain(FORWARD, Hook::Forward, Otherwise::Accept);
     table.base_chain(POSTROUTING, Hook::SourceNat, Otherwise::Accept);
-    table.chain(FROM_SLOT);
-    table.chain(TO_SLOT);
+    for chain in [FROM_SLOT, TO_SLOT, QUESTIONS, ANSWERS] {
+        table.chain(chain);
+    }
 
     // A packet from slot to slot meets the rule for its destination first, and ends there.
     table.rule(Rule::on(FORWARD).goes_to_any(links).jump(TO_SLOT));
-    table.rule(Rule::on(TO_SLOT).of_known_connection().accept());
-    table.rule(Rule::on(TO_SLOT).drop());
+    table.rule(Rule::on(TO_SLOT).on_known_connection().accept());
+    table.rule(Rule::on(TO_SLOT).of_no_known_connection().drop());
+    resolve_names(&mut table, TO_SLOT, Way::ToSlot, ANSWERS);
+    judge(&mut table, || Rule::on(TO_SLOT), Way::ToSlot);
 
     table.rule(Rule::on(FORWARD).comes_from_any(links).jump(FROM_SLOT));
-    table.rule(Rule::on(FORWARD).comes_from_any(links).destination_in(DENIED).drop());
+    judge(&mut table, || Rule::on(FORWARD).comes_from_any(links), Way::FromSlot);
 
     // Towards the host itself: nothing but a resolver that the operator named.
     table.rule(Rule::on(INPUT).comes_from_any(links).jump(FROM_SLOT));
@@ -69,13 +100,74 @@ pub(crate) fn host_table<'a>(
 
     table.rule(Rule::on(FROM_SLOT).not_ipv4().drop());
     table.rule(Rule::on(FROM_SLOT).forged_source().drop());
-    table.rule(Rule::on(FROM_SLOT).of_known_connection().accept());
-    for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
-        table.rule(Rule::on(FROM_SLOT).destination_in(RESOLVERS).at_port(protocol, 53).accept());
-    }
+    resolve_names(&mut table, FROM_SLOT, Way::FromSlot, QUESTIONS);
 
     table.rule(Rule::on(POSTROUTING).source_in(pool.range()).goes_to_none(links).masquerade());
     table
+}
+
+/// Lets through what goes to the resolvers, or comes from them, if the slot may ask them.
+fn resolve_names(table: &mut Transaction<'_>, on: &'static CStr, way: Way, to: &'static CStr) {
+    table.rule(Rule::on(on).link_not_in(way, OWN_POLICY).jump(to));
+    table.rule(Rule::on(on).link_in(way, ASKS_NAMES).jump(to));
+    for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
+        table.rule(Rule::on(to).peer_in(way, RESOLVERS).at_peer_port(way, protocol, 53).accept());
+    }
+}
+
+/// Lets through what the slot's policy does, and drops the rest.
+fn judge(table: &mut Transaction<'_>, start: impl Fn() -> Rule, way: Way) {
+    table.rule(start().link_not_in(way, OWN_POLICY).peer_not_in(way, DENIED).accept());
+    table.rule(start().link_and_peer_in(way, HOSTS).accept());
+    table.rule(start().link_and_service_in(way, SERVICES).accept());
+    table.rule(start().drop());
+}
+
+/// Changes what the slot behind `link` reaches in the host's table `name`; no reach of its own is the default policy.
+pub(crate) fn change<'a>(
+    name: &'a str,
+    link: &str,
+    old: Option<&Reach>,
+    new: Option<&Reach>,
+) -> Transaction<'a> {
+    let mut table = Transaction::on(name);
+    for (set, of) in [
+        (OWN_POLICY, own as fn(&str, &Reach) -> Vec<Element>),
+        (ASKS_NAMES, asks_names),
+        (HOSTS, hosts),
+        (SERVICES, services),
+    ] {
+        let elements = |reach: Option<&Reach>| reach.map(|reach| of(link, reach)).unwrap_or_default();
+        let (before, after) = (elements(old), elements(new));
+        // What both have stays untouched, so that its packets pass all the while.
+        table.remove(set, &missing_from(&after, &before));
+        table.add(set, &missing_from(&before, &after));
+    }
+    table
+}
+
+fn own(link: &str, _: &Reach) -> Vec<Element> {
+    vec![Element::link(link)]
+}
+
+fn asks_names(link: &str, reach: &Reach) -> Vec<Element> {
+    reach.names.then(|| Element::link(link)).into_iter().collect()
+}
+
+fn hosts(link: &str, reach: &Reach) -> Vec<Element> {
+    reach.hosts.iter().map(|&hosts| Element::link_with_address(link, hosts)).collect()
+}
+
+fn services(link: &str, reach: &Reach) -> Vec<Element> {
+    let element = |service: &crate::reach::Service| {
+        Element::link_with_service(link, service.hosts, service.protocol, service.ports)
+    };
+    reach.services.iter().map(element).collect()
+}
+
+/// What `all` has and `some` lacks.
+fn missing_from(some: &[Element], all: &[Element]) -> Vec<Element> {
+    all.iter().filter(|element| !some.contains(element)).cloned().collect()
 }
 
 /// The table of one slot.
@@ -90,6 +182,8 @@ pub(crate) fn slot_table() -> Transaction<'static> {
     table.rule(Rule::on(INPUT).of_known_connection().accept());
     table.rule(Rule::on(INPUT).comes_from(TAP).ping().accept());
 
+    table.chain(BANDWIDTH);
+    table.rule(Rule::on(FORWARD).jump(BANDWIDTH));
     table.rule(Rule::on(FORWARD).comes_from(TAP).goes_to(UPLINK).source(GUEST).accept());
     table.rule(Rule::on(FORWARD).comes_from(UPLINK).goes_to(TAP).of_known_connection().accept());
 
@@ -97,20 +191,16 @@ pub(crate) fn slot_table() -> Transaction<'static> {
     table
 }
 
-/// Sorted, with overlapping and touching ranges made one: the kernel refuses intervals that overlap.
-fn joined(ranges: impl IntoIterator<Item = Range>) -> Vec<Range> {
-    let mut ranges: Vec<_> = ranges.into_iter().collect();
-    ranges.sort_unstable();
-    let mut joined: Vec<Range> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if u64::from(range.first) <= u64::from(last.last) + 1 => {
-                last.last = last.last.max(range.last)
-            }
-            _ => joined.push(range),
+/// Bounds what passes through a slot, each way for itself, in the slot's table.
+pub(crate) fn bound(bytes_per_second: Option<u64>) -> Transaction<'static> {
+    let mut table = Transaction::on(SLOT_TABLE);
+    table.flush(BANDWIDTH);
+    if let Some(rate) = bytes_per_second {
+        for link in [TAP, UPLINK] {
+            table.rule(Rule::on(BANDWIDTH).comes_from(link).over(rate).drop());
         }
     }
-    joined
+    table
 }
 
 #[cfg(test)]
@@ -139,12 +229,5 @@ mod tests {
             Ipv4Addr::new(224, 0, 0, 0).to_bits(),
             "two blocks made one"
         );
-    }
-
-    #[test]
-    fn joining_keeps_what_lies_inside_another() {
-        let range = |first, last| Range { first, last };
-        let joined = joined([range(5, 9), range(0, 20), range(21, 22), range(30, u32::MAX), range(40, 41)]);
-        assert_eq!(joined, [range(0, 22), range(30, u32::MAX)]);
     }
 }

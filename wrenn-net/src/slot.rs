@@ -1,18 +1,20 @@
 //! One slot: made in an order that never shares anything before it is claimed, removed in the reverse.
 //!
 //! ```text
-//! claim index ─> clean leftovers ─> namespace ─> TAP ─> veth pair ─> its rules      (inside.rs, in the namespace)
+//! claim index ─> clean leftovers ─> egress policy                                   (here and in claims.rs)
+//!        ─> namespace ─> TAP ─> veth pair ─> its rules                   (inside.rs, in the namespace)
 //!                                    ─> host's end up ─> route, the claim on the address ─> address   (here)
 //! ```
 //!
 //! The undo list deletes the host's end first: from then on the guest is cut off, even where a process keeps the
-//! namespace alive. It then removes the namespace's name, and the rest goes with the namespace.
+//! namespace alive. It then removes the namespace's name, and the rest goes with the namespace. What the host's table
+//! said about the slot is taken out last.
 
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -20,6 +22,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use wrenn_base::{Deadline, SandboxId, UndoList};
 
 use crate::address::{GuestNet, MacAddr, Pair};
+use crate::egress::EgressPolicy;
 use crate::error::NetError;
 use crate::host::{HostNet, Shared, switch_on};
 use crate::inside;
@@ -54,13 +57,18 @@ pub struct Slot {
     link: String,
     address: Ipv4Addr,
     guest: GuestNet,
+    claim: u64,
+    /// Weak, as a handle keeps nothing alive.
+    shared: Weak<Shared>,
 }
 
 /// What a slot's parts are called, worked out before anything is made.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) sandbox: SandboxId,
+    /// For people who list the interfaces.
+    pub(crate) note: String,
     pub(crate) index: u16,
+    pub(crate) claim: u64,
     pub(crate) pair: Pair,
     pub(crate) link: String,
     pub(crate) netns: PathBuf,
@@ -75,7 +83,8 @@ impl Plan {
 }
 
 impl HostNet {
-    /// Makes a slot, after cleaning up what a killed process left of one with the same sandbox or index.
+    /// Makes a slot with the default egress policy, after cleaning up what a killed process left of one with the same
+    /// sandbox or index.
     ///
     /// Blocks for some 10 milliseconds. All or nothing once `undo` has run: its steps, which also free the index, are
     /// registered before anything is made.
@@ -85,31 +94,59 @@ impl HostNet {
     /// others with the undo of what was done in `undo`; after [`NetError::IndexTaken`] the call may be repeated with
     /// another index and the same list.
     pub fn slot(&self, spec: SlotSpec, undo: &mut UndoList) -> Result<Slot, NetError> {
+        self.slot_with_egress(spec, &EgressPolicy::default(), undo)
+    }
+
+    /// Like [`HostNet::slot`], with an egress policy that is in force before the slot's first packet.
+    ///
+    /// # Errors
+    /// Those of [`HostNet::slot`].
+    pub fn slot_with_egress(
+        &self,
+        spec: SlotSpec,
+        egress: &EgressPolicy,
+        undo: &mut UndoList,
+    ) -> Result<Slot, NetError> {
         let shared = &self.shared;
+        let pair = shared.pool.pair(spec.index)?;
         let plan = Plan {
-            pair: shared.pool.pair(spec.index)?,
+            // The one step that comes before its undo, which must not free an index that this call did not get.
+            claim: shared.claim(spec.index)?,
+            note: format!("wrenn sandbox {}", spec.sandbox),
+            index: spec.index,
+            pair,
             link: shared.link_name(spec.index),
             netns: shared.netns_dir.join(spec.sandbox.as_str()),
-            sandbox: spec.sandbox,
-            index: spec.index,
         };
-        // The one step that comes before its undo, which must not free an index that this call did not get.
-        shared.claim(plan.index)?;
-        register_undo(shared, &plan, undo);
+        self.make(&plan, egress, undo)
+    }
 
+    /// Makes the slot of a plan, whose index is claimed.
+    pub(crate) fn make(
+        &self,
+        plan: &Plan,
+        egress: &EgressPolicy,
+        undo: &mut UndoList,
+    ) -> Result<Slot, NetError> {
+        let shared = &self.shared;
+        register_undo(shared, plan, undo);
         shared.on_host(|| shared.delete_link(&plan.link))?;
         remove_namespace(&plan.netns)?;
         shared.checkpoint("leftovers cleaned")?;
-        netns::within(Place::Fresh, || inside::build(shared, &plan))
+        shared.set_egress(plan.index, plan.claim, egress)?;
+        shared.checkpoint("egress set")?;
+        netns::within(Place::Fresh, || inside::build(shared, plan))
             .map_err(|e| NetError::step("make a network namespace", e))??;
-        shared.on_host(|| connect_host(shared, &plan))?;
-        tracing::debug!(sandbox = %plan.sandbox, index = plan.index, link = plan.link, "network slot made");
+        shared.on_host(|| connect_host(shared, plan))?;
+        tracing::debug!(note = plan.note, index = plan.index, link = plan.link, "network slot made");
         Ok(Slot {
-            netns: plan.netns,
+            netns: plan.netns.clone(),
             index: plan.index,
-            link: plan.link,
+            link: plan.link.clone(),
             address: plan.pair.slot,
             guest: GuestNet::new(shared.dns.clone()),
+            claim: plan.claim,
+            shared: Arc::downgrade(shared),
         })
     }
 }
@@ -143,6 +180,19 @@ impl Slot {
     /// The address that the host knows the slot by.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Changes what the guest may reach, at once and for the connections it has as well.
+    ///
+    /// One transaction: at no time does a packet get through that neither the old nor the new policy allows. What both
+    /// allow may meanwhile lose a packet. Blocks for about a millisecond.
+    ///
+    /// # Errors
+    /// [`NetError::SlotGone`] once the slot's undo list runs; [`NetError::Firewall`], [`NetError::NotPermitted`] or
+    /// [`NetError::Step`] with the old policy still in force.
+    pub fn set_egress(&self, egress: &EgressPolicy) -> Result<(), NetError> {
+        let shared = self.shared.upgrade().ok_or(NetError::SlotGone { index: self.index })?;
+        shared.set_egress(self.index, self.claim, egress)
     }
 
     /// Connects to a TCP port of the guest, from inside the namespace, within `timeout`.
@@ -190,13 +240,15 @@ impl Slot {
     }
 }
 
-fn register_undo(shared: &Arc<Shared>, plan: &Plan, undo: &mut UndoList) {
-    let Plan { index, link, netns, .. } = plan.clone();
+pub(crate) fn register_undo(shared: &Arc<Shared>, plan: &Plan, undo: &mut UndoList) {
+    let Plan { index, claim, link, netns, .. } = plan.clone();
     let owner = Arc::clone(shared);
     undo.push(format!("slot index {index}"), move |_| {
-        owner.release(index);
+        owner.release(index, claim);
         Ok(())
     });
+    let owner = Arc::clone(shared);
+    undo.push(format!("egress rules of {link}"), move |_| Ok(owner.end_egress(index, claim)?));
     undo.push(format!("network namespace {}", netns.display()), move |_| Ok(remove_namespace(&netns)?));
     let owner = Arc::clone(shared);
     undo.push(format!("link {link}"), move |_| Ok(owner.on_host(|| owner.delete_link(&link))?));
@@ -217,8 +269,7 @@ fn connect_host(shared: &Shared, plan: &Plan) -> Result<(), NetError> {
     disable_ipv6(link).map_err(failed("switch IPv6 off on"))?;
     let mut links = Links::open();
     let index = links.index(link).map_err(failed("find the link"))?;
-    let note = format!("wrenn sandbox {}", plan.sandbox);
-    links.set_up_noting(index, &note).map_err(failed("bring up the link"))?;
+    links.set_up_noting(index, &plan.note).map_err(failed("bring up the link"))?;
     shared.checkpoint("host's end up")?;
 
     // Of all there is on the machine only one gets this route: it settles whose the address pair is.

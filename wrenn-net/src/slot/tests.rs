@@ -6,6 +6,7 @@ use std::time::Duration;
 use wrenn_base::{Reaper, SandboxId, UndoList};
 
 use super::SlotSpec;
+use crate::egress::{AllowRule, EgressPolicy};
 use crate::error::NetError;
 use crate::host::{HostNet, HostNetSpec};
 use crate::netns::{self, Place};
@@ -46,8 +47,15 @@ impl Faults {
     }
 }
 
-/// Fails a creation after each step in turn, and lets `take_back` undo it.
+/// Fails a creation after each step in turn, without and with a policy of its own, and lets `take_back` undo it.
 fn fail_everywhere(take_back: impl Fn(UndoList, &Reaper) + Send + Sync) {
+    let rule = AllowRule::to("10.0.0.0/8".parse().unwrap()).ports(1..=99);
+    for policy in [EgressPolicy::default(), EgressPolicy::internet().allow(rule).unwrap()] {
+        fail_with(&policy, &take_back);
+    }
+}
+
+fn fail_with(policy: &EgressPolicy, take_back: &(impl Fn(UndoList, &Reaper) + Send + Sync)) {
     common::on_scratch_host(|host| {
         let mut host_undo = host.undo();
         let net = HostNet::open(HostNetSpec::new(host.id.clone(), host.netns_dir()), &mut host_undo).unwrap();
@@ -56,7 +64,8 @@ fn fail_everywhere(take_back: impl Fn(UndoList, &Reaper) + Send + Sync) {
         loop {
             net.shared.faults.plan(steps.len());
             let mut undo = host.undo();
-            let made = net.slot(SlotSpec { sandbox: SandboxId::random(), index: 5 }, &mut undo);
+            let spec = SlotSpec { sandbox: SandboxId::random(), index: 5 };
+            let made = net.slot_with_egress(spec, policy, &mut undo);
             let failed_at = net.shared.faults.failed_at();
             assert_eq!(made.is_err(), failed_at.is_some(), "{made:?}");
             take_back(undo, &host.reaper);
@@ -66,7 +75,14 @@ fn fail_everywhere(take_back: impl Fn(UndoList, &Reaper) + Send + Sync) {
                 None => break,
             }
         }
-        for step in ["leftovers cleaned", "namespace kept", "TAP made", "veth pair made", "address claimed"] {
+        for step in [
+            "leftovers cleaned",
+            "egress set",
+            "namespace kept",
+            "TAP made",
+            "veth pair made",
+            "address claimed",
+        ] {
             assert!(steps.contains(&step), "never failed after {step}: {steps:?}");
         }
         assert!(host_undo.run(LIMIT).is_empty());
