@@ -7,27 +7,30 @@ use rustix::fs::Timespec;
 
 use super::error::EntryError;
 
+/// A record's key and value.
+type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// The keys and values of all records.
 ///
 /// # Errors
 /// [`EntryError::Refused`] where anything does not fit.
-pub(super) fn records(mut data: &[u8]) -> Result<Vec<(&[u8], &[u8])>, EntryError> {
+pub(super) fn records(mut data: &[u8]) -> Result<Vec<Record<'_>>, EntryError> {
     let mut records = Vec::new();
     while !data.is_empty() {
-        let (key, value, rest) =
+        let (record, rest) =
             first_record(data).ok_or(EntryError::Refused("has a malformed extended header"))?;
-        records.push((key, value));
+        records.push(record);
         data = rest;
     }
     Ok(records)
 }
 
-fn first_record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+fn first_record(data: &[u8]) -> Option<(Record<'_>, &[u8])> {
     let space = data.iter().position(|byte| *byte == b' ')?;
     let length = usize::try_from(number(&data[..space])?).ok()?;
     let record = data.get(space + 1..length)?.strip_suffix(b"\n")?;
     let equals = record.iter().position(|byte| *byte == b'=')?;
-    Some((&record[..equals], &record[equals + 1..], &data[length..]))
+    Some(((&record[..equals], &record[equals + 1..]), &data[length..]))
 }
 
 /// A number in decimal digits and nothing else.

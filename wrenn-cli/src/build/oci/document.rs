@@ -13,8 +13,8 @@ pub(super) const LONGEST: u64 = 4 << 20;
 /// What a digest in a manifest can lead to.
 #[derive(Debug)]
 pub(super) enum Document {
-    Index(ImageIndex),
-    Manifest(ImageManifest),
+    Index(Box<ImageIndex>),
+    Manifest(Box<ImageManifest>),
 }
 
 impl Document {
@@ -34,8 +34,8 @@ impl Document {
 
         let shape: Shape = parse(what, text)?;
         match (shape.schema_version, shape.manifests, shape.layers) {
-            (2, Some(_), None) => parse(what, text).map(Self::Index),
-            (2, None, Some(_)) => parse(what, text).map(Self::Manifest),
+            (2, Some(_), None) => parse(what, text).map(Box::new).map(Self::Index),
+            (2, None, Some(_)) => parse(what, text).map(Box::new).map(Self::Manifest),
             (2, ..) => Err(refused(what, "it is neither an index nor a manifest")),
             _ => Err(refused(what, "its schema is not version 2")),
         }

@@ -55,7 +55,7 @@ fn choose<'a>(
         ([], _) => Err(files.not_an_image("it has no images")),
         (_, Some(name)) => all
             .iter()
-            .find(|found| name_of(*found).is_some_and(|found| found == name))
+            .find(|found| name_of(found).is_some_and(|found| found == name))
             .ok_or_else(|| ImportError::NoSuchImage { path, name: name.to_owned(), names: names() }),
         ([only], None) => Ok(only),
         // One image for several kinds of machines, or several images.

@@ -76,12 +76,12 @@ fn find(client: &mut Client, reference: &Reference) -> Result<(String, ImageMani
         blob::check(&reference.whole(), &text, &document::digest_of(digest)?)?;
     }
     match Document::parse(&reference.whole(), &text)? {
-        Document::Manifest(manifest) => Ok((blob::digest(&text), manifest)),
+        Document::Manifest(manifest) => Ok((blob::digest(&text), *manifest)),
         Document::Index(index) => {
             let descriptor = document::for_this_machine(&reference.whole(), &index)?;
             let digest = descriptor.digest().as_ref();
             match Document::parse(digest, &client.document("manifests", digest, Some(descriptor))?)? {
-                Document::Manifest(manifest) => Ok((digest.to_owned(), manifest)),
+                Document::Manifest(manifest) => Ok((digest.to_owned(), *manifest)),
                 Document::Index(_) => Err(document::refused(digest, "it is an index in an index")),
             }
         }
