@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use wrenn_core::image::{Collision, Image, ImageDetails, ImageError, ImageRegistry, StagedImage};
 use wrenn_core::{Bytes, ImageName, MiB};
 
-use crate::build::{self, BuildError, RootSize};
+use crate::build::{self, Access, BuildError, ImageSource, RootSize};
 use crate::progress::Step;
 use crate::{guest, interrupt};
 
@@ -20,6 +20,8 @@ const DEBIAN: &str = "debian";
 pub(crate) enum ImageCommand {
     /// Make an image: `debian`, or any name from a directory or a tar archive.
     Build(BuildArgs),
+    /// Make an image of a container's: from an archive of `docker save`, an OCI image layout or a registry.
+    Import(ImportArgs),
     /// List the images.
     Ls,
 }
@@ -34,6 +36,35 @@ pub(crate) struct BuildArgs {
     /// More packages for `debian`.
     #[arg(long, value_name = "PACKAGE", value_delimiter = ',', conflicts_with = "from")]
     include: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The image's name.
+    name: ImageName,
+    /// docker-archive:PATH[:NAME:TAG] for what `docker save` writes; oci:PATH[:TAG] for an OCI image layout, a directory
+    /// or a tar archive; docker://REGISTRY/REPOSITORY[:TAG][@DIGEST] for a registry, Docker Hub if none is named. Of an image
+    /// for several kinds of machines, linux/amd64 is taken.
+    #[arg(verbatim_doc_comment)]
+    source: ImageSource,
+    /// The user to a registry that wants one.
+    #[arg(long, requires = "password_file", value_name = "USER")]
+    username: Option<String>,
+    /// A file whose first line is that user's password.
+    #[arg(long, requires = "username", value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Ask the registry without encryption. One on this machine's loopback interface always is.
+    #[arg(long)]
+    plain_http: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What every way to an image has in common.
+#[derive(Debug, Args)]
+struct Options {
     /// Room for the guest's own files, in MiB. It takes no space until it is used.
     #[arg(long, value_name = "MIB", default_value_t = 384)]
     free: u32,
@@ -53,6 +84,7 @@ pub(crate) struct BuildArgs {
 pub(crate) fn run(data: &Path, command: ImageCommand) -> Result<(), BuildError> {
     match command {
         ImageCommand::Build(args) => build_image(data, &args),
+        ImageCommand::Import(args) => import_image(data, &args),
         ImageCommand::Ls => list(data),
     }
 }
@@ -60,7 +92,7 @@ pub(crate) fn run(data: &Path, command: ImageCommand) -> Result<(), BuildError> 
 fn build_image(data: &Path, args: &BuildArgs) -> Result<(), BuildError> {
     let registry = ImageRegistry::open(data)?;
     match registry.get(&args.name) {
-        Ok(image) if !args.force => {
+        Ok(image) if !args.options.force => {
             if args.from.is_some() {
                 return Err(ImageError::AlreadyRegistered { name: args.name.clone() }.into());
             }
@@ -69,35 +101,82 @@ fn build_image(data: &Path, args: &BuildArgs) -> Result<(), BuildError> {
                 image.name, image.details.source
             );
         }
-        Err(error) if !args.force && !matches!(error, ImageError::NotFound { .. }) => {
+        Err(error) if !args.options.force && !matches!(error, ImageError::NotFound { .. }) => {
             return Err(error.into());
         }
-        _ => make(&registry, args)?,
+        _ => make(&registry, &args.name, &args.options, |place| fill(place, args))?,
     }
-    if args.no_guest { Ok(()) } else { guest::ensure(data, &args.guest) }
+    args.options.ensure_guest(data)
 }
 
-fn make(registry: &ImageRegistry, args: &BuildArgs) -> Result<(), BuildError> {
-    let staged = registry.stage(&args.name)?;
+fn import_image(data: &Path, args: &ImportArgs) -> Result<(), BuildError> {
+    // Or everything in the image would belong to whoever imports it.
+    build::require_root("importing an image")?;
+    let registry = ImageRegistry::open(data)?;
+    match registry.get(&args.name) {
+        Ok(_) if !args.options.force => {
+            return Err(ImageError::AlreadyRegistered { name: args.name.clone() }.into());
+        }
+        Err(error) if !args.options.force && !matches!(error, ImageError::NotFound { .. }) => {
+            return Err(error.into());
+        }
+        _ => {}
+    }
+    let access = args.access()?;
+    make(&registry, &args.name, &args.options, |place| {
+        std::fs::create_dir(place.tree).map_err(BuildError::io("create", place.tree))?;
+        let details = build::import(&args.source, &access, &data.join("cache"), place.scratch, place.tree)?;
+        build::make_ext4(place.tree, place.rootfs, args.options.root_size())?;
+        Ok(details)
+    })?;
+    args.options.ensure_guest(data)
+}
+
+/// Where an image is made.
+struct Place<'a> {
+    /// A directory for what is needed meanwhile.
+    scratch: &'a Path,
+    /// Free for the root directory.
+    tree: &'a Path,
+    /// Where the file system is to be.
+    rootfs: &'a Path,
+}
+
+/// Stages an image, has it filled and registers it.
+fn make(
+    registry: &ImageRegistry,
+    name: &ImageName,
+    options: &Options,
+    fill: impl FnOnce(&Place<'_>) -> Result<ImageDetails, BuildError>,
+) -> Result<(), BuildError> {
+    let staged = registry.stage(name)?;
     let watched = interrupt::watch_dir(staged.path());
-    let size = args.size.map_or(RootSize::Free(MiB(args.free)), |size| RootSize::Exact(MiB(size)));
     let scratch = staged.path().join("scratch");
-    let tree = scratch.join("root");
     std::fs::create_dir(&scratch).map_err(BuildError::io("create", &scratch))?;
+    let details = fill(&Place { scratch: &scratch, tree: &scratch.join("root"), rootfs: &staged.rootfs() })?;
+    std::fs::remove_dir_all(&scratch).map_err(BuildError::io("remove", &scratch))?;
+    let image = interrupt::finish(watched, || register(registry, staged, details, options.force))?;
+    eprintln!("wrenn: image {} is ready: {}", image.name, image.rootfs.display());
+    Ok(())
+}
+
+/// Fills an image with what `wrenn image build` is to build.
+fn fill(place: &Place<'_>, args: &BuildArgs) -> Result<ImageDetails, BuildError> {
+    let (tree, size) = (place.tree, args.options.root_size());
     let source = match &args.from {
         Some(from) if from.is_dir() => {
-            build::make_ext4(from, &staged.rootfs(), size)?;
+            build::make_ext4(from, place.rootfs, size)?;
             format!("directory {}", from.display())
         }
         Some(from) => {
-            std::fs::create_dir(&tree).map_err(BuildError::io("create", &tree))?;
-            build::unpack(from, &tree)?;
-            build::make_ext4(&tree, &staged.rootfs(), size)?;
+            std::fs::create_dir(tree).map_err(BuildError::io("create", tree))?;
+            build::unpack(from, tree)?;
+            build::make_ext4(tree, place.rootfs, size)?;
             format!("archive {}", from.display())
         }
         None if args.name.as_str() == DEBIAN => {
-            build::bootstrap(&tree, &scratch, &args.include)?;
-            build::make_ext4(&tree, &staged.rootfs(), size)?;
+            build::bootstrap(tree, place.scratch, &args.include)?;
+            build::make_ext4(tree, place.rootfs, size)?;
             std::iter::once("Debian bookworm, minimal")
                 .chain(args.include.iter().map(String::as_str))
                 .collect::<Vec<_>>()
@@ -105,11 +184,32 @@ fn make(registry: &ImageRegistry, args: &BuildArgs) -> Result<(), BuildError> {
         }
         None => return Err(BuildError::NoRecipe { name: args.name.to_string() }),
     };
-    std::fs::remove_dir_all(&scratch).map_err(BuildError::io("remove", &scratch))?;
-    let details = ImageDetails { source, ..ImageDetails::default() };
-    let image = interrupt::finish(watched, || register(registry, staged, details, args.force))?;
-    eprintln!("wrenn: image {} is ready: {}", image.name, image.rootfs.display());
-    Ok(())
+    Ok(ImageDetails { source, ..ImageDetails::default() })
+}
+
+impl Options {
+    fn root_size(&self) -> RootSize {
+        self.size.map_or(RootSize::Free(MiB(self.free)), |size| RootSize::Exact(MiB(size)))
+    }
+
+    fn ensure_guest(&self, data: &Path) -> Result<(), BuildError> {
+        if self.no_guest { Ok(()) } else { guest::ensure(data, &self.guest) }
+    }
+}
+
+impl ImportArgs {
+    fn access(&self) -> Result<Access, BuildError> {
+        let credentials = match (&self.username, &self.password_file) {
+            (Some(user), Some(path)) => {
+                let text = std::fs::read_to_string(path).map_err(BuildError::io("read", path))?;
+                let password = text.lines().next().filter(|line| !line.is_empty());
+                let password = password.ok_or_else(|| BuildError::NoPassword { path: path.clone() })?;
+                Some((user.clone(), password.to_owned()))
+            }
+            _ => None,
+        };
+        Ok(Access { credentials, plain_http: self.plain_http })
+    }
 }
 
 fn register(
@@ -145,7 +245,7 @@ fn list(data: &Path) -> Result<(), BuildError> {
                     image.size.to_string(),
                     Bytes(taken).to_string(),
                     age(image.created),
-                    image.details.source
+                    crate::printable(&image.details.source)
                 ));
             }
             Err(error) => out.push_str(&format!("{:<20} {error}\n", name.as_str())),

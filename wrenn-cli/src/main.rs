@@ -3,6 +3,7 @@
 //! ```text
 //! wrenn image build debian              a minimal Debian, from the machine's own package sources
 //! wrenn image build NAME --from PATH    any directory, or tar archive (plain, gzip, zstd)
+//! wrenn image import NAME SOURCE        what containers are run from: archives of `docker save`, OCI layouts, registries
 //! wrenn image ls
 //! wrenn guest build                     the kernel and the initramfs that all sandboxes boot
 //! wrenn doctor                          what this machine has and lacks for sandboxes
@@ -85,10 +86,15 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
 
 /// An error and what caused it, one line each.
 fn report(error: &dyn Error) {
-    eprintln!("wrenn: {error}");
+    eprintln!("wrenn: {}", printable(&error.to_string()));
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("  because: {error}");
+        eprintln!("  because: {}", printable(&error.to_string()));
         cause = error.source();
     }
+}
+
+/// A text without what a terminal would act upon: errors and records quote what strangers wrote.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }

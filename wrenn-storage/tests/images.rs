@@ -32,6 +32,9 @@ fn register(
         env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
         workdir: Some("/home/user".into()),
         user: Some("user".into()),
+        entrypoint: vec!["/bin/tool".into(), "--quiet".into()],
+        cmd: vec!["run".into()],
+        exposed_ports: vec!["8080/tcp".into()],
     };
     registry.register(staged, details, collision, &mut |_| ())
 }
@@ -63,6 +66,26 @@ fn an_image_is_registered_read_back_and_listed() {
     register(&registry, "alpine", b"", Collision::Refuse).unwrap();
     let listed: Vec<_> = registry.list().unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
     assert_eq!(listed, ["alpine", "debian"]);
+}
+
+#[test]
+fn an_image_of_the_first_format_is_read() {
+    let data = tempfile::tempdir().unwrap();
+    let registry = ImageRegistry::open(data.path()).unwrap();
+    let details = ImageDetails { source: "a test".into(), user: Some("user".into()), ..Default::default() };
+    let staged = registry.stage(&name("old")).unwrap();
+    fill(&staged, b"content");
+    registry.register(staged, details.clone(), Collision::Refuse, &mut |_| ()).unwrap();
+    let path = data.path().join("images/old/image.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(
+        !text.contains("entrypoint") && !text.contains("cmd") && !text.contains("exposed_ports"),
+        "{text}"
+    );
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
+    assert!(fs::read_to_string(&path).unwrap().contains("\"format\": 1"));
+    assert_eq!(registry.get(&name("old")).unwrap().details, details);
 }
 
 #[test]
@@ -157,6 +180,15 @@ fn what_is_no_root_disk_is_refused_and_nothing_is_left() {
     let relative = ImageDetails { workdir: Some("home".into()), ..ImageDetails::default() };
     let error = try_register(relative, &|staged| fill(staged, b""));
     assert!(matches!(error, ImageError::Implausible { .. }), "{error}");
+    for details in [
+        ImageDetails { cmd: vec!["a\0b".into()], ..ImageDetails::default() },
+        ImageDetails { exposed_ports: vec![String::new()], ..ImageDetails::default() },
+        // It could not be read back.
+        ImageDetails { entrypoint: vec!["x".repeat(300 << 10)], ..ImageDetails::default() },
+    ] {
+        let error = try_register(details, &|staged| fill(staged, b""));
+        assert!(matches!(error, ImageError::Implausible { .. }), "{error}");
+    }
     assert!(entries(data.path()).is_empty());
 }
 

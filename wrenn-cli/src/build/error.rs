@@ -6,6 +6,8 @@ use std::process::ExitStatus;
 
 use wrenn_core::image::ImageError;
 
+use super::ImportError;
+
 /// Something could not be built. Nothing was registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -44,6 +46,10 @@ pub(crate) enum BuildError {
     BadAgent { path: PathBuf, reason: &'static str },
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} holds no password", path.display())]
+    NoPassword { path: PathBuf },
+    #[error(transparent)]
+    Import(#[from] ImportError),
     #[error(transparent)]
     Image(#[from] ImageError),
 }

@@ -6,7 +6,9 @@ mod debian;
 mod error;
 mod initramfs;
 mod kernel;
+mod layers;
 mod modules;
+mod oci;
 mod payload;
 mod rootfs;
 mod sources;
@@ -17,6 +19,7 @@ pub(crate) use debian::bootstrap;
 pub(crate) use error::BuildError;
 pub(crate) use initramfs::write_initramfs;
 pub(crate) use kernel::KernelPackage;
+pub(crate) use oci::{Access, ImageSource, ImportError, import};
 pub(crate) use rootfs::{RootSize, make_ext4};
 
 /// An error unless this program runs as root.

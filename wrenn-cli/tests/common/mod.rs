@@ -2,6 +2,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests run programs")]
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod oci;
+pub(crate) mod server;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -30,6 +33,9 @@ impl Bench {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn"));
         command.arg("--data").arg(self.data()).args(args).env_remove("WRENN_AGENT").stdin(Stdio::null());
+        for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(proxy).env_remove(proxy.to_lowercase());
+        }
         command
     }
 
@@ -62,8 +68,8 @@ impl Bench {
     /// What is staged at this moment, without sweeping it.
     pub(crate) fn staged(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for dir in [self.data(), self.data().join("images"), self.data().join("cache")] {
-            let Ok(entries) = fs::read_dir(dir) else { continue };
+        for dir in ["", "images", "cache", "cache/blobs/sha256"] {
+            let Ok(entries) = fs::read_dir(self.data().join(dir)) else { continue };
             let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
             found.extend(names.filter(|name| name.starts_with(".staged")));
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::ImageError;
 use super::kernel::KernelFormat;
-use super::manifest::{self, Digest, FORMAT, FileRecord, GuestManifest};
+use super::manifest::{self, Digest, FileRecord, GUEST_FORMAT, GuestManifest};
 use super::registry::{Collision, publish, seal, set_read_only};
 use crate::durable::{self, StagedDir};
 
@@ -82,7 +82,7 @@ impl StagedGuest {
         let (kernel, initramfs) = (self.kernel(), self.initramfs());
         KernelFormat::of(&kernel)?;
         let manifest = GuestManifest {
-            format: FORMAT,
+            format: GUEST_FORMAT,
             kernel: FileRecord::of(&kernel, &mut |_| ())?,
             kernel_release: details.kernel_release,
             initramfs: FileRecord::of(&initramfs, &mut |_| ())?,
@@ -111,7 +111,7 @@ impl GuestFiles {
     }
 
     fn open_dir(dir: &Path) -> Result<Self, ImageError> {
-        let Some(manifest) = manifest::read::<GuestManifest>(&dir.join(MANIFEST))? else {
+        let Some(manifest) = manifest::read::<GuestManifest>(&dir.join(MANIFEST), GUEST_FORMAT)? else {
             return Err(ImageError::NoGuest { dir: dir.to_owned() });
         };
         let (kernel, initramfs) = (dir.join(KERNEL), dir.join(INITRAMFS));

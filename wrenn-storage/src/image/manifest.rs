@@ -13,11 +13,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::ImageError;
 
-/// The format that this program writes, and the newest that it reads.
-pub(super) const FORMAT: u32 = 1;
+/// The format of `guest.json` that this program writes, and the newest that it reads.
+pub(super) const GUEST_FORMAT: u32 = 1;
+
+/// The same of `image.json`. Format 1 had no entry point, command and ports.
+pub(super) const IMAGE_FORMAT: u32 = 2;
 
 /// No manifest is longer than this many bytes.
-const LONGEST: u64 = 256 * 1024;
+pub(super) const LONGEST: u64 = 256 * 1024;
 
 /// The SHA-256 of a file's content, in lower-case hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,6 +92,12 @@ pub(super) struct ImageManifest {
     pub(super) workdir: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) user: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) entrypoint: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) cmd: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) exposed_ports: Vec<String>,
 }
 
 /// `guest.json`.
@@ -146,8 +155,8 @@ impl FileRecord {
     }
 }
 
-/// Reads a manifest; `None` where there is no such file.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ImageError> {
+/// Reads a manifest whose newest format known here is `known`; `None` where there is no such file.
+pub(super) fn read<T: DeserializeOwned>(path: &Path, known: u32) -> Result<Option<T>, ImageError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
@@ -164,8 +173,8 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ImageE
     let damaged = |source| ImageError::Manifest { path: path.to_owned(), source };
     // The format comes first: a newer manifest may have fields that are unknown here.
     let Format { format } = serde_json::from_slice(&text).map_err(damaged)?;
-    if format > FORMAT {
-        return Err(ImageError::NewerFormat { path: path.to_owned(), found: format, known: FORMAT });
+    if format > known {
+        return Err(ImageError::NewerFormat { path: path.to_owned(), found: format, known });
     }
     serde_json::from_slice(&text).map(Some).map_err(damaged)
 }
@@ -200,7 +209,7 @@ mod tests {
         let path = dir.path().join("image.json");
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            super::read::<FormatOnly>(&path)
+            super::read::<FormatOnly>(&path, 1)
         };
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -217,6 +226,6 @@ mod tests {
         let long = " ".repeat(LONGEST as usize + 1);
         assert!(matches!(read(&long), Err(ImageError::Implausible { .. })));
         std::fs::remove_file(&path).unwrap();
-        assert!(super::read::<FormatOnly>(&path).unwrap().is_none());
+        assert!(super::read::<FormatOnly>(&path, 1).unwrap().is_none());
     }
 }

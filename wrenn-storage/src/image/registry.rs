@@ -14,7 +14,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use wrenn_base::{Bytes, ImageName};
 
-use super::manifest::{self, Digest, FORMAT, FileRecord, ImageManifest};
+use super::manifest::{self, Digest, FileRecord, IMAGE_FORMAT, ImageManifest, LONGEST};
 use super::{ImageError, ext4};
 use crate::durable::{self, StagedDir};
 
@@ -61,8 +61,14 @@ pub struct ImageDetails {
     pub env: BTreeMap<String, String>,
     /// The working directory, absolute.
     pub workdir: Option<String>,
-    /// The user whom processes run as.
+    /// The user whom processes run as: a name or a number, perhaps with a group behind a colon.
     pub user: Option<String>,
+    /// The program that the image is for, with its first arguments; empty where it is for none.
+    pub entrypoint: Vec<String>,
+    /// The arguments that follow where nobody gives others; without an entry point, a program and its arguments.
+    pub cmd: Vec<String>,
+    /// The ports on which that program listens, as `PORT/PROTOCOL`.
+    pub exposed_ports: Vec<String>,
 }
 
 /// What [`ImageRegistry::register`] does where the name is taken.
@@ -120,7 +126,7 @@ impl ImageRegistry {
     pub fn get(&self, name: &ImageName) -> Result<Image, ImageError> {
         let dir = self.dir.join(name.as_str());
         let path = dir.join(MANIFEST);
-        let Some(manifest) = manifest::read::<ImageManifest>(&path)? else {
+        let Some(manifest) = manifest::read::<ImageManifest>(&path, IMAGE_FORMAT)? else {
             return Err(ImageError::NotFound { name: name.clone(), dir: self.dir.clone() });
         };
         let implausible = |reason| ImageError::Implausible { path: path.clone(), reason };
@@ -134,6 +140,9 @@ impl ImageRegistry {
             env: manifest.env,
             workdir: manifest.workdir,
             user: manifest.user,
+            entrypoint: manifest.entrypoint,
+            cmd: manifest.cmd,
+            exposed_ports: manifest.exposed_ports,
         };
         details.check().map_err(implausible)?;
         let rootfs = dir.join(ROOTFS);
@@ -201,7 +210,7 @@ impl ImageRegistry {
         let rootfs = staged.rootfs();
         let record = measure_rootfs(&rootfs, progress)?;
         let manifest = ImageManifest {
-            format: FORMAT,
+            format: IMAGE_FORMAT,
             name: name.to_string(),
             rootfs: record,
             created: manifest::unix_now(),
@@ -209,6 +218,9 @@ impl ImageRegistry {
             env: details.env,
             workdir: details.workdir,
             user: details.user,
+            entrypoint: details.entrypoint,
+            cmd: details.cmd,
+            exposed_ports: details.exposed_ports,
         };
         seal(&manifest_path, &manifest)?;
         set_read_only(&rootfs)?;
@@ -247,6 +259,12 @@ impl ImageDetails {
         if self.user.as_ref().is_some_and(|user| user.is_empty() || !plain(user)) {
             return Err("its user");
         }
+        if !self.entrypoint.iter().chain(&self.cmd).all(|arg| plain(arg)) {
+            return Err("its entry point or its command");
+        }
+        if !self.exposed_ports.iter().all(|port| !port.is_empty() && plain(port)) {
+            return Err("its ports");
+        }
         Ok(())
     }
 }
@@ -268,6 +286,10 @@ pub(super) fn seal(path: &Path, manifest: &impl serde::Serialize) -> Result<(), 
     let mut text = serde_json::to_vec_pretty(manifest)
         .map_err(|source| ImageError::Manifest { path: path.to_owned(), source })?;
     text.push(b'\n');
+    // Or it could not be read back, when there is no way back any more.
+    if text.len() as u64 > LONGEST {
+        return Err(ImageError::Implausible { path: path.to_owned(), reason: "it is too long" });
+    }
     fs::write(path, text).map_err(ImageError::io("write", path))?;
     set_read_only(path)
 }
