@@ -16,7 +16,7 @@ const TABLE: &str = "wrenn_probe";
 /// kernel refuses the rules.
 pub fn probe() -> Result<(), NetError> {
     let rules = || {
-        policy::host_table(TABLE, "wprobev", AddressPool::default(), &[])
+        policy::host_table(TABLE, "wprobev", AddressPool::default(), &[], &[])
             .commit()
             .map_err(|e| NetError::firewall(TABLE, e))
     };
