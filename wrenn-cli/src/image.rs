@@ -44,9 +44,9 @@ pub(crate) struct BuildArgs {
 pub(crate) struct ImportArgs {
     /// The image's name.
     name: ImageName,
-    /// docker-archive:PATH[:NAME:TAG] for what `docker save` writes; oci:PATH[:TAG] for an OCI image layout, a directory
-    /// or a tar archive; docker://REGISTRY/REPOSITORY[:TAG][@DIGEST] for a registry, Docker Hub if none is named. Of an image
-    /// for several kinds of machines, linux/amd64 is taken.
+    /// `docker-archive:PATH[:NAME:TAG]` for what `docker save` writes; `oci:PATH[:TAG]` for an OCI image layout, a
+    /// directory or a tar archive; `docker://REGISTRY/REPOSITORY[:TAG][@DIGEST]` for a registry, Docker Hub if none is
+    /// named. Of an image for several kinds of machines, linux/amd64 is taken.
     #[arg(verbatim_doc_comment)]
     source: ImageSource,
     /// The user to a registry that wants one.
