@@ -4,18 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use wrenn_base::{Bytes, SandboxId, TemplateName, UndoList};
-use wrenn_storage::{ImageUsage, MemoryImage};
+use wrenn_storage::ImageUsage;
 
 use crate::assembly::Identity;
 use crate::capture;
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::instance::Origin;
 use crate::layout::SandboxDirs;
-use crate::machine::{Machine, UNDO_LIMIT};
+use crate::lifecycle::Step;
+use crate::machine::{Entered, Machine, UNDO_LIMIT};
 use crate::restore::RestoreOptions;
-use crate::sandbox::{Origin, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::step::{blocking, undo_all};
-use crate::stored::{STATE, SnapshotKind, Stored};
+use crate::stored::{Record, STATE, SnapshotKind, Stored};
 use crate::template::{self, Template};
 
 /// A sandbox that is paused: one complete snapshot on disk, and no process, device or network.
@@ -52,20 +54,18 @@ pub struct ResumeError {
 }
 
 impl PausedSandbox {
-    pub(crate) fn captured(host: Arc<HostInner>, identity: Identity, stored: Stored) -> Self {
+    /// The sandbox that `stored`, a snapshot of its own, is of.
+    pub(crate) fn of(host: Arc<HostInner>, stored: Stored) -> Self {
+        let Record { id, spec, token, .. } = stored.record.clone();
+        let identity = Identity { dirs: host.layout.sandbox(&id), id, spec, token };
         let info = SnapshotInfo::new(&stored);
         Self { host, identity, stored, info }
     }
 
     pub(crate) async fn open(host: Arc<HostInner>, id: SandboxId) -> Result<Self, Error> {
         let dirs = host.layout.sandbox(&id);
-        let stored = {
-            let (dirs, id) = (dirs.clone(), id.clone());
-            blocking(move || open(&dirs, id)).await?
-        };
-        let identity =
-            Identity { id, dirs, spec: stored.record.spec.clone(), token: stored.record.token.clone() };
-        Ok(Self::captured(host, identity, stored))
+        let stored = blocking(move || open(&dirs, id)).await?;
+        Ok(Self::of(host, stored))
     }
 
     /// The sandbox's id.
@@ -111,21 +111,18 @@ impl PausedSandbox {
     /// # Cancel safety
     /// As for [`resume`](Self::resume).
     pub async fn resume_with(self, options: RestoreOptions) -> Result<Sandbox, ResumeError> {
-        match self.restore(options).await {
-            Ok((machine, memory)) => {
-                let origin = Origin { generation: self.stored.snapshot.generation(), memory };
-                Ok(Sandbox::resumed(self.host, machine, origin))
-            }
-            Err(source) => Err(ResumeError { source, paused: Box::new(self) }),
-        }
+        let sandbox = self.restore(options).await;
+        sandbox.map_err(|source| ResumeError { source, paused: Box::new(self) })
     }
 
-    async fn restore(&self, options: RestoreOptions) -> Result<(Machine, MemoryImage), Error> {
+    async fn restore(&self, options: RestoreOptions) -> Result<Sandbox, Error> {
         // Its layers may have been merged since this handle was made.
         let (dirs, id) = (self.identity.dirs.clone(), self.identity.id.clone());
         let stored = blocking(move || open(&dirs, id)).await?;
-        let machine = Machine::restore(&self.host, self.identity.clone(), &stored, options).await?;
-        Ok((machine, stored.memory))
+        let Entered { machine, entry } =
+            Machine::restore(&self.host, self.identity.clone(), &stored, options).await?;
+        let origin = Origin { generation: stored.snapshot.generation(), memory: stored.memory };
+        Sandbox::started(Arc::clone(&self.host), machine, entry, Some(origin))
     }
 
     /// Makes a template of the sandbox, which stays as it is. Nothing is copied: both hold on to the same files.
@@ -139,7 +136,7 @@ impl PausedSandbox {
     pub async fn to_template(&self, name: &str) -> Result<Template, Error> {
         let name: TemplateName = name.parse()?;
         let mut claim = UndoList::new(&self.host.reaper);
-        self.host.active.claim(&self.identity.id, &mut claim)?;
+        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
         self.host.compactions.stop(&self.identity.id).await;
         let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
         let new = name.clone();
@@ -174,7 +171,7 @@ impl PausedSandbox {
     /// A dropped future does not stop the removal.
     pub async fn destroy(self) -> Result<(), Error> {
         let mut claim = UndoList::new(&self.host.reaper);
-        self.host.active.claim(&self.identity.id, &mut claim)?;
+        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
         self.host.compactions.stop(&self.identity.id).await;
         let dirs = self.identity.dirs;
         Ok(blocking(move || {

@@ -7,9 +7,15 @@ use serde::{Deserialize, Serialize};
 use wrenn_base::{Bytes, ImageName, MiB};
 
 use crate::error::Cause;
+use crate::lifetime::Lifetime;
+use crate::network::NetworkPolicy;
 
 /// The smallest guest that boots the default kernel and still has room to work.
 pub(crate) const MIN_MEMORY: MiB = MiB(64);
+/// What is given to a sandbox to be found by travels with each of its snapshots: it is to be labels, not files.
+const MOST_METADATA: usize = 64;
+const LONGEST_KEY: usize = 128;
+const LONGEST_VALUE: usize = 4096;
 /// What the monitors accept.
 pub(crate) const MAX_VCPUS: u8 = 32;
 
@@ -22,6 +28,14 @@ pub(crate) struct SandboxSpec {
     /// Size of the root disk; the image's own where absent.
     pub(crate) disk: Option<Bytes>,
     pub(crate) env: BTreeMap<String, String>,
+    /// What the guest may reach; the default in snapshots from before there were policies.
+    #[serde(default)]
+    pub(crate) network: NetworkPolicy,
+    /// As of the policy.
+    #[serde(default)]
+    pub(crate) lifetime: Lifetime,
+    #[serde(default)]
+    pub(crate) metadata: BTreeMap<String, String>,
     /// How long boot, or resume, may take until the agent answers, in milliseconds.
     pub(crate) ready_timeout_ms: u64,
 }
@@ -69,11 +83,42 @@ impl SandboxSpec {
                 why: format!("the value of {name:?} has a NUL in it"),
             });
         }
+        if self.lifetime.timeout_ms == Some(0) {
+            return Err(Cause::InvalidSpec {
+                what: "timeout",
+                why: "zero leaves no time to do anything".into(),
+            });
+        }
+        self.check_metadata()?;
         if self.ready_timeout_ms == 0 {
             return Err(Cause::InvalidSpec {
                 what: "ready_timeout",
                 why: "zero leaves no time to boot".into(),
             });
+        }
+        Ok(())
+    }
+}
+
+impl SandboxSpec {
+    fn check_metadata(&self) -> Result<(), Cause> {
+        let refuse = |why| Err(Cause::InvalidSpec { what: "metadata", why });
+        if self.metadata.len() > MOST_METADATA {
+            return refuse(format!(
+                "it has {} entries, and at most {MOST_METADATA} are kept",
+                self.metadata.len()
+            ));
+        }
+        for (key, value) in &self.metadata {
+            if key.is_empty() || key.len() > LONGEST_KEY {
+                return refuse(format!("a key has 1 to {LONGEST_KEY} bytes, and one has {}", key.len()));
+            }
+            if value.len() > LONGEST_VALUE {
+                return refuse(format!(
+                    "the value of {key:?} has {} bytes, and may have {LONGEST_VALUE}",
+                    value.len()
+                ));
+            }
         }
         Ok(())
     }
@@ -109,6 +154,9 @@ mod tests {
             memory: MiB(128),
             disk: None,
             env: BTreeMap::new(),
+            network: NetworkPolicy::default(),
+            lifetime: Lifetime::default(),
+            metadata: BTreeMap::new(),
             ready_timeout_ms: 1000,
         }
     }
@@ -138,6 +186,17 @@ mod tests {
         check(|s| s.memory = MiB(0), Some("memory"));
         check(|s| s.memory = MiB(1025), Some("memory"));
         check(|s| s.ready_timeout_ms = 0, Some("ready_timeout"));
+        check(|s| s.lifetime.timeout_ms = Some(0), Some("timeout"));
+        let label =
+            |key: usize, value| move |s: &mut SandboxSpec| drop(s.metadata.insert("k".repeat(key), value));
+        check(label(LONGEST_KEY, "v".repeat(LONGEST_VALUE)), None);
+        check(label(0, String::new()), Some("metadata"));
+        check(label(LONGEST_KEY + 1, String::new()), Some("metadata"));
+        check(label(1, "v".repeat(LONGEST_VALUE + 1)), Some("metadata"));
+        check(
+            |s| s.metadata.extend((0..=MOST_METADATA).map(|n| (n.to_string(), String::new()))),
+            Some("metadata"),
+        );
         for name in ["", "A=B", "A\0"] {
             check(|s| drop(s.env.insert(name.into(), String::new())), Some("env"));
         }

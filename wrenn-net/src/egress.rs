@@ -5,8 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ranges::Range;
 use crate::reach::Reach;
+use crate::stored::StoredPolicy;
 
 /// Why an [`EgressPolicy`], or a part of one, was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +69,8 @@ pub enum EgressError {
 /// assert!("fd00::/8".parse::<Cidr>().unwrap_err().to_string().contains("IPv6"));
 /// # Ok::<(), wrenn_net::EgressError>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     base: Ipv4Addr,
     prefix: u8,
@@ -128,7 +132,8 @@ impl FromStr for Cidr {
 }
 
 /// A protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -193,7 +198,8 @@ impl AllowRule {
 ///     .deny("10.20.99.0/24".parse()?)?;
 /// # Ok::<(), wrenn_net::EgressError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredPolicy", into = "StoredPolicy")]
 pub struct EgressPolicy {
     pub(crate) internet: bool,
     pub(crate) dns: bool,

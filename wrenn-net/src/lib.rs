@@ -51,6 +51,7 @@ mod probe;
 mod ranges;
 mod reach;
 mod slot;
+mod stored;
 #[allow(unsafe_code)]
 mod sys;
 
