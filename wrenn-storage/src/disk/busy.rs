@@ -10,13 +10,19 @@ const LONGEST: Duration = Duration::from_millis(200);
 
 /// Repeats `attempt`, less and less often, for as long as it is told "Device or resource busy" and the deadline has not
 /// passed. Any other answer is returned at once, and there is one attempt at least.
-pub(super) fn while_busy(deadline: Deadline, mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+pub(super) fn while_busy(deadline: Deadline, attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    repeat(deadline, std::thread::sleep, attempt)
+}
+
+fn repeat(
+    deadline: Deadline,
+    mut sleep: impl FnMut(Duration),
+    mut attempt: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
     let mut pause = SHORTEST;
     loop {
         match attempt() {
-            Err(e) if is_busy(&e) && !deadline.passed() => {
-                std::thread::sleep(pause.min(deadline.remaining()));
-            }
+            Err(e) if is_busy(&e) && !deadline.passed() => sleep(pause.min(deadline.remaining())),
             result => return result,
         }
         pause = (pause * 2).min(LONGEST);
@@ -67,15 +73,15 @@ mod tests {
     #[test]
     fn the_deadline_ends_it_with_the_last_answer() {
         let (start, limit) = (Instant::now(), Duration::from_millis(60));
-        let mut attempts = Vec::new();
+        let mut attempts = 0;
         let error = while_busy(Deadline::after(limit), || {
-            attempts.push(Instant::now());
+            attempts += 1;
             os(libc::EBUSY)
         });
         assert!(is_busy(&error.unwrap_err()));
         assert!(start.elapsed() >= limit, "it waited for as long as it might");
-        // 2, 4, 8, 16 and 30 ms: waits that grow, the last of them cut. No more of them fit, however slow a machine is.
-        assert!((2..=7).contains(&attempts.len()), "{} attempts", attempts.len());
+        // 2, 4, 8, 16 and 30 ms: waits that grow, the last of them cut. No more fit, however slow a machine is.
+        assert!((2..=7).contains(&attempts), "{attempts} attempts");
 
         let mut attempts = 0;
         let passed = Deadline::after(Duration::ZERO);
@@ -85,5 +91,16 @@ mod tests {
         };
         assert!(while_busy(passed, &mut attempt).is_err());
         assert_eq!(attempts, 1);
+    }
+
+    #[test]
+    fn no_wait_is_longer_than_what_is_left() {
+        let limit = Duration::from_millis(100);
+        let mut waits = Vec::new();
+        // Nothing sleeps, so the waits grow past the limit long before the deadline.
+        let result = repeat(Deadline::after(limit), |wait| waits.push(wait), || os(libc::EBUSY));
+        assert!(result.is_err());
+        assert!(waits.len() > 7, "{} waits", waits.len());
+        assert!(waits.iter().all(|wait| *wait <= limit));
     }
 }
