@@ -223,16 +223,15 @@ impl Shared {
     }
 
     fn change(&self, claims: &mut Claims, link: &str, new: Option<Known>) -> Result<(), NetError> {
-        let old = claims.known.get(link);
-        let reach = |known: Option<&Known>| known.map(|known| known.reach.clone());
+        let (old, known) = (claims.known.get(link), new.as_ref());
+        let (was, is) = (old.map(|known| &known.reach), known.map(|known| &known.reach));
         let pins = |known: Option<&Known>| known.map(|known| known.pins.elements()).unwrap_or_default();
-        let (before, after) = (pins(old), pins(new.as_ref()));
-        let (was, is) = (reach(old), reach(new.as_ref()));
+        let (before, after) = (pins(old), pins(known));
         if was != is || before != after {
             let table = self.table();
             self.on_host(|| {
                 let mut change = Transaction::on(&table);
-                policy::change(&mut change, link, was.as_ref(), is.as_ref());
+                policy::change(&mut change, link, was, is);
                 policy::change_pins(&mut change, link, &before, &after, Instant::now());
                 change.commit().map_err(|e| NetError::firewall(&table, e))
             })?;

@@ -174,7 +174,8 @@ impl FromStr for Cidr {
 /// No answer opens what is closed by default or denied: such addresses are taken out of it, unless a rule for a block
 /// allows them. The first 16 addresses of an answer are told. At most 256 are open for one slot, counted once for each
 /// name and port; beyond, those that were asked for longest ago are closed. When a policy changes, addresses stay open
-/// as far as their names stay allowed.
+/// as far as their names stay allowed. A new slot has nothing open yet: a guest that was resumed into it and remembers an
+/// address has to ask again.
 ///
 /// Names add nothing to [`EgressPolicy::internet`]: all that they could open is open there, and no resolver steps in.
 ///

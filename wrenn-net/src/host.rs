@@ -33,7 +33,8 @@ pub struct HostNetSpec {
     /// Where the slots' addresses come from; [`AddressPool::DEFAULT`] at first.
     pub pool: AddressPool,
     /// The guests' DNS servers, by default 1.1.1.1 and 8.8.8.8. Guests may ask them wherever they are, even on this
-    /// machine or in a private network.
+    /// machine or in a private network. For guests whose policies have names they are asked by this process, from the
+    /// namespace in which [`HostNet::open`] was called.
     pub dns: Vec<Ipv4Addr>,
     /// The least time for which an address stays open after a guest was told it for an allowed name; 60 s by default.
     /// An answer with a longer time to live opens it for longer.

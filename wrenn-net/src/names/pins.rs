@@ -13,10 +13,12 @@ use crate::named::{Named, Opening};
 
 /// How long connections go on after the last answer with their address.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest time for which an answer opens an address.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// The most entries in a set of the firewall for one slot.
 pub(crate) const MOST_PINS: usize = 256;
 
-/// When what is open closes.
+/// When what is open closes; it is kept for at least as long as it is fresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Times {
     pub(crate) fresh: Instant,
@@ -52,8 +54,10 @@ impl Pins {
         if openings.is_empty() {
             return;
         }
+        let time = time.min(LONGEST);
         // Somewhat longer than needed: not every answer has to change the firewall.
-        let times = Times { fresh: now + time + time / 2, kept: now + time.max(KEPT) };
+        let fresh = now + time + time / 2;
+        let times = Times { fresh, kept: fresh.max(now + KEPT) };
         for address in addresses.into_iter().filter(|&address| named.may_open(address)) {
             let pin = self.0.entry((address, name.to_lowercase()));
             let pin = pin.or_insert_with(|| Pin { openings: openings.clone(), times, told: now });
@@ -201,7 +205,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_answered_the_pins_are_bounded_and_allowed(
-            answers in proptest::collection::vec((0..4usize, 0..99u32, 1..32u32, 0..100_000u64), 0..60),
+            answers in proptest::collection::vec((0..4usize, 0..99u32, 1..32u32, prop_oneof![0..100_000u64, Just(u64::MAX)]), 0..60),
         ) {
             let named = named(&[("a.com", 1), ("*.a.com", 2), ("*.com", 3)]);
             let (mut pins, mut now) = (Pins::default(), Instant::now());
@@ -209,9 +213,10 @@ mod tests {
                 let asked = name(["a.com", "x.a.com", "b.com", "c.net"][which]);
                 let addresses = (first..first + count).map(|n| Ipv4Addr::from_bits(0x0102_02e0 + n));
                 pins.add(&named, &asked, addresses, Duration::from_secs(seconds), now);
-                now += Duration::from_secs(seconds);
+                now += Duration::from_secs(seconds.min(100_000));
                 let elements = pins.elements();
                 prop_assert!(elements.len() <= MOST_PINS);
+                prop_assert!(elements.values().all(|times| times.fresh <= times.kept));
                 prop_assert!(elements.keys().all(|(address, _)| named.may_open(*address)));
             }
         }
