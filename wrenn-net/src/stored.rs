@@ -1,11 +1,14 @@
 //! The form in which policies are kept on disk: what a builder was told, checked again when it is read.
 //!
-//! A block is a string (`"10.0.0.0/8"`), a rule an object (`{"to":"10.0.0.7/32","protocol":"tcp","ports":[443,443]}`).
+//! A block is a string (`"10.0.0.0/8"`), a rule an object (`{"to":"10.0.0.7/32","protocol":"tcp","ports":[443,443]}`), which
+//! has a `name` in place of `to` if that is what it is about.
 
 use serde::{Deserialize, Serialize};
 
+use crate::allow::{AllowRule, Protocol, Target};
 use crate::bandwidth::{Bandwidth, BandwidthError};
-use crate::egress::{AllowRule, Cidr, EgressError, EgressPolicy, Protocol};
+use crate::egress::{Cidr, EgressError, EgressPolicy};
+use crate::name::NamePattern;
 
 impl TryFrom<String> for Cidr {
     type Error = EgressError;
@@ -18,6 +21,20 @@ impl TryFrom<String> for Cidr {
 impl From<Cidr> for String {
     fn from(block: Cidr) -> Self {
         block.to_string()
+    }
+}
+
+impl TryFrom<String> for NamePattern {
+    type Error = EgressError;
+
+    fn try_from(text: String) -> Result<Self, EgressError> {
+        text.parse()
+    }
+}
+
+impl From<NamePattern> for String {
+    fn from(pattern: NamePattern) -> Self {
+        pattern.to_string()
     }
 }
 
@@ -46,22 +63,52 @@ pub(crate) struct StoredPolicy {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredRule {
+    Block(StoredBlock),
+    Name(StoredName),
+}
+
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StoredRule {
+struct StoredBlock {
     to: Cidr,
     protocol: Option<Protocol>,
     ports: Option<(u16, u16)>,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredName {
+    name: NamePattern,
+    protocol: Option<Protocol>,
+    ports: Option<(u16, u16)>,
+}
+
+impl From<AllowRule> for StoredRule {
+    fn from(AllowRule { to, protocol, ports }: AllowRule) -> Self {
+        let ports = ports.map(|ports| (*ports.start(), *ports.end()));
+        match to {
+            Target::Block(to) => Self::Block(StoredBlock { to, protocol, ports }),
+            Target::Name(name) => Self::Name(StoredName { name, protocol, ports }),
+        }
+    }
+}
+
+impl From<StoredRule> for AllowRule {
+    fn from(stored: StoredRule) -> Self {
+        let (to, protocol, ports) = match stored {
+            StoredRule::Block(StoredBlock { to, protocol, ports }) => (Target::Block(to), protocol, ports),
+            StoredRule::Name(StoredName { name, protocol, ports }) => (Target::Name(name), protocol, ports),
+        };
+        Self { to, protocol, ports: ports.map(|(first, last)| first..=last) }
+    }
+}
+
 impl From<EgressPolicy> for StoredPolicy {
     fn from(policy: EgressPolicy) -> Self {
-        let rule = |rule: AllowRule| StoredRule {
-            to: rule.to,
-            protocol: rule.protocol,
-            ports: rule.ports.map(|ports| (*ports.start(), *ports.end())),
-        };
         let EgressPolicy { internet, dns, allowed, denied } = policy;
-        Self { internet, dns, allow: allowed.into_iter().map(rule).collect(), deny: denied }
+        Self { internet, dns, allow: allowed.into_iter().map(Into::into).collect(), deny: denied }
     }
 }
 
@@ -70,12 +117,7 @@ impl TryFrom<StoredPolicy> for EgressPolicy {
 
     fn try_from(stored: StoredPolicy) -> Result<Self, EgressError> {
         let base = if stored.internet { Self::internet() } else { Self::deny_all() };
-        let rule = |rule: StoredRule| AllowRule {
-            to: rule.to,
-            protocol: rule.protocol,
-            ports: rule.ports.map(|(first, last)| first..=last),
-        };
-        let policy = stored.allow.into_iter().try_fold(base.dns(stored.dns), |p, r| p.allow(rule(r)))?;
+        let policy = stored.allow.into_iter().try_fold(base.dns(stored.dns), |p, r| p.allow(r.into()))?;
         stored.deny.into_iter().try_fold(policy, Self::deny)
     }
 }
@@ -95,6 +137,7 @@ mod tests {
             .dns(true)
             .allow(AllowRule::to(block("10.0.0.0/8")).protocol(Protocol::Udp).ports(53..=99))
             .and_then(|policy| policy.allow(AllowRule::to(block("1.2.3.4"))))
+            .and_then(|policy| policy.allow(AllowRule::to_name("*.Example.com".parse()?).ports(443..=443)))
             .and_then(|policy| policy.deny(block("10.1.0.0/16")))
             .unwrap();
         for policy in [EgressPolicy::internet(), EgressPolicy::deny_all(), rules] {
@@ -116,7 +159,10 @@ mod tests {
         policy("", "").unwrap();
         policy(r#"{"to":"10.0.0.7","protocol":"tcp","ports":[1,2]}"#, r#""10.0.0.0/8""#).unwrap();
         assert!(policy(r#"{"to":"10.0.0.7","protocol":"tcp","ports":[2,1]}"#, "").is_err());
+        policy(r#"{"name":"a.example","protocol":"tcp","ports":[1,2]}"#, "").unwrap();
         assert!(policy(r#"{"to":"10.0.0.7/8"}"#, "").is_err());
+        assert!(policy(r#"{"to":"10.0.0.7","name":"a.example"}"#, "").is_err());
+        assert!(policy(r#"{"name":"*"}"#, "").is_err());
         assert!(policy("", r#""fd00::/8""#).is_err());
         assert!(policy("", &[r#""10.0.0.7""#; 129].join(",")).is_err());
         assert!(read(r#"{"internet":true}"#).is_err());
