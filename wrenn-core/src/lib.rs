@@ -86,7 +86,9 @@ pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};
 
 pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};
-pub use wrenn_net::{AllowRule, Bandwidth, BandwidthError, Cidr, EgressError, EgressPolicy, Protocol};
+pub use wrenn_net::{
+    AllowRule, Bandwidth, BandwidthError, Cidr, EgressError, EgressPolicy, NamePattern, Protocol,
+};
 pub use wrenn_storage::{BackendChoice as DiskBackend, ImageUsage};
 pub use wrenn_uffd::FaultStats;
 pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus, MonitorProgram};

@@ -98,9 +98,7 @@ impl SandboxSpec {
         }
         Ok(())
     }
-}
 
-impl SandboxSpec {
     fn check_metadata(&self) -> Result<(), Cause> {
         let refuse = |why| Err(Cause::InvalidSpec { what: "metadata", why });
         if self.metadata.len() > MOST_METADATA {
