@@ -51,75 +51,68 @@ impl SandboxSpec {
 
     /// Checks every number against what this host can give; `host_memory` is its physical memory.
     pub(crate) fn check(&self, host_memory: Bytes) -> Result<(), Cause> {
-        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Err(Cause::InvalidSpec {
-                what: "vcpus",
-                why: format!("{} is outside of 1 to {MAX_VCPUS}", self.vcpus),
-            });
-        }
-        if self.memory < MIN_MEMORY {
-            return Err(Cause::InvalidSpec {
-                what: "memory",
-                why: format!("{} is less than the {MIN_MEMORY} that a guest needs to boot", self.memory),
-            });
-        }
-        if self.memory.bytes() > host_memory {
-            return Err(Cause::InvalidSpec {
-                what: "memory",
-                why: format!("{} is more than the {host_memory} that this host has", self.memory),
-            });
-        }
-        for name in self.env.keys() {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(Cause::InvalidSpec {
-                    what: "env",
-                    why: format!("{name:?} is not a variable's name: it is empty or has '=' or NUL in it"),
-                });
-            }
-        }
-        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
-            return Err(Cause::InvalidSpec {
-                what: "env",
-                why: format!("the value of {name:?} has a NUL in it"),
-            });
-        }
-        if self.lifetime.timeout_ms == Some(0) {
-            return Err(Cause::InvalidSpec {
-                what: "timeout",
-                why: "zero leaves no time to do anything".into(),
-            });
-        }
+        self.check_size(host_memory)?;
+        self.check_env()?;
         self.check_metadata()?;
+        if self.lifetime.timeout_ms == Some(0) {
+            return refuse("timeout", "zero leaves no time to do anything");
+        }
         if self.ready_timeout_ms == 0 {
-            return Err(Cause::InvalidSpec {
-                what: "ready_timeout",
-                why: "zero leaves no time to boot".into(),
-            });
+            return refuse("ready_timeout", "zero leaves no time to boot");
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, host_memory: Bytes) -> Result<(), Cause> {
+        let Self { vcpus, memory, .. } = self;
+        if !(1..=MAX_VCPUS).contains(vcpus) {
+            return refuse("vcpus", format!("{vcpus} is outside of 1 to {MAX_VCPUS}"));
+        }
+        if *memory < MIN_MEMORY {
+            let why = format!("{memory} is less than the {MIN_MEMORY} that a guest needs to boot");
+            return refuse("memory", why);
+        }
+        if memory.bytes() > host_memory {
+            return refuse("memory", format!("{memory} is more than the {host_memory} that this host has"));
+        }
+        Ok(())
+    }
+
+    fn check_env(&self) -> Result<(), Cause> {
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                let why = "is not a variable's name: it is empty or has '=' or NUL in it";
+                return refuse("env", format!("{name:?} {why}"));
+            }
+            if value.contains('\0') {
+                return refuse("env", format!("the value of {name:?} has a NUL in it"));
+            }
         }
         Ok(())
     }
 
     fn check_metadata(&self) -> Result<(), Cause> {
-        let refuse = |why| Err(Cause::InvalidSpec { what: "metadata", why });
-        if self.metadata.len() > MOST_METADATA {
-            return refuse(format!(
-                "it has {} entries, and at most {MOST_METADATA} are kept",
-                self.metadata.len()
-            ));
+        let entries = self.metadata.len();
+        if entries > MOST_METADATA {
+            return refuse("metadata", format!("{entries} entries are more than {MOST_METADATA}"));
         }
         for (key, value) in &self.metadata {
             if key.is_empty() || key.len() > LONGEST_KEY {
-                return refuse(format!("a key has 1 to {LONGEST_KEY} bytes, and one has {}", key.len()));
+                let why = format!("a key has 1 to {LONGEST_KEY} bytes, and one has {}", key.len());
+                return refuse("metadata", why);
             }
             if value.len() > LONGEST_VALUE {
-                return refuse(format!(
-                    "the value of {key:?} has {} bytes, and may have {LONGEST_VALUE}",
-                    value.len()
-                ));
+                let why =
+                    format!("the value of {key:?} has {} bytes, more than {LONGEST_VALUE}", value.len());
+                return refuse("metadata", why);
             }
         }
         Ok(())
     }
+}
+
+fn refuse(what: &'static str, why: impl Into<String>) -> Result<(), Cause> {
+    Err(Cause::InvalidSpec { what, why: why.into() })
 }
 
 /// The host's physical memory, from `MemTotal` of `/proc/meminfo`.
