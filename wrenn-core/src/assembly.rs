@@ -107,12 +107,7 @@ impl Assembly {
         devices::kvm()?;
         devices::userfaultfd()?;
         self.claim(Step::Resume)?;
-        let image = self.host.images.get(&self.identity.spec.image)?;
-        if image.digest != from.record.image {
-            let Identity { id, spec, .. } = self.identity.clone();
-            let expected = from.record.image.clone();
-            return Err(Cause::OtherImage { id, image: spec.image, expected, found: image.digest });
-        }
+        let image = from.image(&self.host.images)?;
         // Reading files takes longer than making all the rest, so it goes on beside that: memory as far as it is known
         // what the guest needs first, and state and disk to their ends, before which the guest does not run.
         let (host, stored, ahead) = (Arc::clone(&self.host), from.clone(), ReadAhead::new(&mut self.undo));

@@ -1,10 +1,11 @@
 //! A sandbox on disk.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use wrenn_base::{Bytes, SandboxId, TemplateName, UndoList};
-use wrenn_storage::ImageUsage;
+use wrenn_base::{Bytes, ImageName, SandboxId, TemplateName, UndoList};
+use wrenn_storage::{Collision, DiskSpec, Image, ImageDetails, ImageError, ImageUsage};
 
 use crate::assembly::Identity;
 use crate::capture;
@@ -17,7 +18,7 @@ use crate::machine::{Entered, Machine, UNDO_LIMIT};
 use crate::restore::RestoreOptions;
 use crate::sandbox::Sandbox;
 use crate::step::{blocking, undo_all};
-use crate::stored::{Record, STATE, SnapshotKind, Stored};
+use crate::stored::{DISK, Record, STATE, SnapshotKind, Stored};
 use crate::template::{self, Template};
 
 /// A sandbox that is paused: one complete snapshot on disk, and no process, device or network.
@@ -151,6 +152,42 @@ impl PausedSandbox {
         Ok(Template::new(Arc::clone(&self.host), name))
     }
 
+    /// Makes an image of the sandbox's disk, for sandboxes that boot from what was installed there; it stays as it is.
+    ///
+    /// Only what the guest had written to its disk is in it: have it `sync` before the pause.
+    ///
+    /// ```no_run
+    /// # async fn example(sandbox: wrenn_core::Sandbox) -> Result<(), Box<dyn std::error::Error>> {
+    /// sandbox.exec("apt-get install -y git && sync").await?;
+    /// let image = sandbox.pause().await?.to_image("with-git").await?;
+    /// println!("{}: {} on disk", image.name, image.allocated()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `name` is no valid name, or taken ([`Busy`](crate::ErrorKind::Busy)); the sandbox is being resumed elsewhere; its
+    /// own image is gone or another by now; or the disk is full: no image is left then.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the whole image or none.
+    pub async fn to_image(&self, name: &str) -> Result<Image, Error> {
+        let name: ImageName = name.parse()?;
+        let mut claim = UndoList::new(&self.host.reaper);
+        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
+        let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
+        let waiting = Arc::new(());
+        let still_waiting = Arc::downgrade(&waiting);
+        let (image, claim) = blocking(move || {
+            let wanted = || still_waiting.strong_count() > 0;
+            Ok::<_, Cause>((make_image(&host, &open(&dirs, id)?, &name, wanted)?, claim))
+        })
+        .await?;
+        drop(waiting);
+        undo_all(claim, UNDO_LIMIT).await;
+        Ok(image)
+    }
+
     /// Begins merging the layers of the sandbox's memory in the background, if there are more than the host's
     /// [`CompactionPolicy`](crate::CompactionPolicy) allows: what every pause does by itself.
     pub fn compact(&self) {
@@ -197,6 +234,28 @@ impl SnapshotInfo {
         let Stored { snapshot, record, .. } = stored;
         Self { kind: record.kind, memory_written: record.memory_written, generation: snapshot.generation() }
     }
+}
+
+/// Makes an image of a snapshot's disk, for as long as it is `wanted`.
+fn make_image(
+    host: &HostInner,
+    stored: &Stored,
+    name: &ImageName,
+    wanted: impl Fn() -> bool,
+) -> Result<Image, Cause> {
+    let Record { id, spec, .. } = &stored.record;
+    if host.images.get(name).is_ok() {
+        return Err(ImageError::AlreadyRegistered { name: name.clone() }.into());
+    }
+    let base = stored.image(&host.images)?;
+    let staged = host.images.stage(name)?;
+    let disk = DiskSpec { sandbox: id, image: &base.rootfs, cow: &stored.file(DISK), size: spec.disk };
+    host.disks.flatten(&disk, &staged.rootfs(), |_| match wanted() {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
+    })?;
+    let details = ImageDetails { source: format!("the disk of sandbox {id}"), ..base.details };
+    Ok(host.images.register(staged, details, Collision::Refuse, &mut |_| {})?)
 }
 
 /// Opens the latest snapshot of a sandbox.
