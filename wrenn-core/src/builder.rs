@@ -118,6 +118,6 @@ impl SandboxBuilder {
         let dirs = host.layout.sandbox(&id);
         let identity = Identity { id, dirs, spec: self.spec, token: AccessToken::random() };
         let Entered { machine, entry } = Machine::boot(&host, identity).await?;
-        Sandbox::started(host, machine, entry, None)
+        Sandbox::started(host, machine, entry, None).await
     }
 }

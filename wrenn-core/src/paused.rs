@@ -123,7 +123,7 @@ impl PausedSandbox {
         let Entered { machine, entry } =
             Machine::restore(&self.host, self.identity.clone(), &stored, options).await?;
         let origin = Origin { generation: stored.snapshot.generation(), memory: stored.memory };
-        Sandbox::started(Arc::clone(&self.host), machine, entry, Some(origin))
+        Sandbox::started(Arc::clone(&self.host), machine, entry, Some(origin)).await
     }
 
     /// Makes a template of the sandbox, which stays as it is. Nothing is copied: both hold on to the same files.

@@ -53,18 +53,22 @@ pub struct PauseError {
 
 impl Sandbox {
     /// Enters a machine that has come to run.
-    pub(crate) fn started(
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing: the machine goes with it.
+    pub(crate) async fn started(
         host: Arc<HostInner>,
         machine: Machine,
         entry: Arc<Entry>,
         origin: Option<Origin>,
     ) -> Result<Self, Error> {
         let live = Arc::clone(&machine.live);
+        let mut held = entry.hold().await;
+        // Its time begins now, however long it took to get here.
+        entry.clock.touch();
         host.registry.step(&entry.id, Step::Started)?;
-        let mut held = entry.try_hold().expect("nobody else knows of a machine that was just made");
         *held = Some(Instance::new(machine, origin));
         drop(held);
-        entry.clock.touch();
         host.tell_of_end(&live);
         host.registry.look_anew();
         Ok(Self { host, live, entry })

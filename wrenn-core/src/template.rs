@@ -252,7 +252,7 @@ async fn child(host: &Arc<HostInner>, stored: &Stored, changes: &Changes) -> Res
     };
     let (entered, memory) = Machine::spawn(host, identity, stored, changes.restore).await?;
     let Entered { machine, entry } = entered;
-    Sandbox::started(Arc::clone(host), machine, entry, Some(Origin { generation: 0, memory }))
+    Sandbox::started(Arc::clone(host), machine, entry, Some(Origin { generation: 0, memory })).await
 }
 
 impl Changes {
