@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use wrenn_base::SandboxId;
 
-use crate::error::Cause;
 use crate::events::EventKind;
 use crate::host::HostInner;
-use crate::lifecycle::{SandboxState, Step};
+use crate::instance::pause_held;
+use crate::lifecycle::SandboxState;
 use crate::lifetime::OnTimeout;
 use crate::registry::{Entry, Held, Registry};
 
@@ -97,33 +97,5 @@ async fn destroy(host: &Arc<HostInner>, entry: &Entry, held: &mut Held) {
     };
     if let Some(error) = error {
         host.registry.tell(&entry.id, EventKind::ExpiryFailed { error, again_in: None });
-    }
-}
-
-/// Pauses a machine, or leaves it where it was, running, unless its guest has ended. To be run to its end.
-pub(crate) async fn pause_held(
-    host: &Arc<HostInner>,
-    entry: &Entry,
-    held: &mut Held,
-    expired: Option<OnTimeout>,
-) -> Result<crate::paused::PausedSandbox, Cause> {
-    let Some(instance) = held.take() else { return Err(Cause::SandboxBusy { id: entry.id.clone() }) };
-    if let Err(cause) = host.registry.step(&entry.id, Step::Pause) {
-        **held = Some(instance);
-        return Err(cause);
-    }
-    match instance.pause(host, expired).await {
-        Ok(paused) => {
-            let generation = paused.snapshot().generation;
-            host.registry.tell(&entry.id, EventKind::Paused { generation });
-            Ok(paused)
-        }
-        Err((cause, instance)) => {
-            let ended = instance.live().monitor.exit_report().is_some();
-            if !ended && host.registry.step(&entry.id, Step::PauseFailed).is_ok() {
-                **held = Some(instance);
-            }
-            Err(cause)
-        }
     }
 }

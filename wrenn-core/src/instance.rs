@@ -9,10 +9,13 @@ use wrenn_storage::MemoryImage;
 
 use crate::capture;
 use crate::error::Cause;
+use crate::events::EventKind;
 use crate::host::HostInner;
+use crate::lifecycle::Step;
 use crate::lifetime::OnTimeout;
 use crate::machine::{Live, Machine};
 use crate::paused::PausedSandbox;
+use crate::registry::{Entry, Held};
 use crate::running::{Capture, capture_running};
 use crate::step::blocking;
 use crate::stored::Stored;
@@ -158,5 +161,33 @@ impl Instance {
         host.compactions.stop(&identity.id).await;
         blocking(move || identity.dirs.store.remove()).await?;
         Ok(failures)
+    }
+}
+
+/// Pauses a machine, or leaves it where it was, running, unless its guest has ended. To be run to its end.
+pub(crate) async fn pause_held(
+    host: &Arc<HostInner>,
+    entry: &Entry,
+    held: &mut Held,
+    expired: Option<OnTimeout>,
+) -> Result<PausedSandbox, Cause> {
+    let Some(instance) = held.take() else { return Err(Cause::SandboxBusy { id: entry.id.clone() }) };
+    if let Err(cause) = host.registry.step(&entry.id, Step::Pause) {
+        **held = Some(instance);
+        return Err(cause);
+    }
+    match instance.pause(host, expired).await {
+        Ok(paused) => {
+            let generation = paused.snapshot().generation;
+            host.registry.tell(&entry.id, EventKind::Paused { generation });
+            Ok(paused)
+        }
+        Err((cause, instance)) => {
+            let ended = instance.live().monitor.exit_report().is_some();
+            if !ended && host.registry.step(&entry.id, Step::PauseFailed).is_ok() {
+                **held = Some(instance);
+            }
+            Err(cause)
+        }
     }
 }

@@ -11,10 +11,9 @@ use wrenn_vmm::ExitReport;
 
 use crate::command::{Command, Output};
 use crate::error::{Cause, Error};
-use crate::expiry::pause_held;
 use crate::files::Files;
 use crate::host::HostInner;
-use crate::instance::{Instance, Origin};
+use crate::instance::{Instance, Origin, pause_held};
 use crate::lifecycle::{SandboxState, Step};
 use crate::lifetime::OnTimeout;
 use crate::machine::{Live, Machine};

@@ -8,8 +8,8 @@ use futures_util::stream;
 use wrenn_base::SandboxId;
 
 use crate::error::{Cause, Error};
-use crate::expiry::pause_held;
 use crate::host::{Host, HostInner};
+use crate::instance::pause_held;
 use crate::lifetime::OnTimeout;
 use crate::registry::Entry;
 
