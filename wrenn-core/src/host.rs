@@ -170,11 +170,11 @@ impl Host {
         while Arc::strong_count(&self.inner) > 1 && Instant::now() < given_up {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        self.inner.registry.abandon_all();
         self.inner.compactions.stop_all().await;
-        let reaper = self.inner.reaper.clone();
-        blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
         let mut inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
+        inner.registry.abandon_all();
+        let reaper = inner.reaper.clone();
+        blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
         let slots = inner.slots.take().expect("only a drop takes it before");
         let mut failures = blocking(move || slots.close(UNDO_LIMIT)).await;
         let undo = inner.undo.take().expect("only a drop takes it before");
