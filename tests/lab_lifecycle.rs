@@ -176,7 +176,7 @@ fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
 #[test]
 fn a_monitor_whose_program_is_killed_ends_in_the_midst_of_faults() {
     let test = TestHost::new();
-    for round in 0..3 {
+    for round in 0..2 {
         let told = support::run_and_kill("inner::a_guest_that_faults_until_killed", &test);
         let [pid] = told.as_slice() else { panic!("{told:?}") };
         support::eventually(&format!("monitor {pid} of round {round} is gone"), || {
