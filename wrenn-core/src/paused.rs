@@ -136,8 +136,7 @@ impl PausedSandbox {
     /// A dropped future leaves the whole template or none.
     pub async fn to_template(&self, name: &str) -> Result<Template, Error> {
         let name: TemplateName = name.parse()?;
-        let mut claim = UndoList::new(&self.host.reaper);
-        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
+        let claim = self.claim()?;
         self.host.compactions.stop(&self.identity.id).await;
         let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
         let new = name.clone();
@@ -173,8 +172,7 @@ impl PausedSandbox {
     /// A dropped future leaves the whole image or none.
     pub async fn to_image(&self, name: &str) -> Result<Image, Error> {
         let name: ImageName = name.parse()?;
-        let mut claim = UndoList::new(&self.host.reaper);
-        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
+        let claim = self.claim()?;
         let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
         let waiting = Arc::new(());
         let still_waiting = Arc::downgrade(&waiting);
@@ -186,6 +184,13 @@ impl PausedSandbox {
         drop(waiting);
         undo_all(claim, UNDO_LIMIT).await;
         Ok(image)
+    }
+
+    /// Keeps everybody else from the sandbox until what is returned has run.
+    fn claim(&self) -> Result<UndoList, Cause> {
+        let mut claim = UndoList::new(&self.host.reaper);
+        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
+        Ok(claim)
     }
 
     /// Begins merging the layers of the sandbox's memory in the background, if there are more than the host's
@@ -207,8 +212,7 @@ impl PausedSandbox {
     /// # Cancel safety
     /// A dropped future does not stop the removal.
     pub async fn destroy(self) -> Result<(), Error> {
-        let mut claim = UndoList::new(&self.host.reaper);
-        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
+        let claim = self.claim()?;
         self.host.compactions.stop(&self.identity.id).await;
         let dirs = self.identity.dirs;
         Ok(blocking(move || {

@@ -21,7 +21,7 @@ use crate::paused::PausedSandbox;
 use crate::registry::{Entry, Held};
 use crate::restore::RestoreTimings;
 use crate::running::Capture;
-use crate::step::blocking;
+use crate::step::{blocking, to_its_end};
 use crate::template::{self, Changes, StagedTemplate, TakenSnapshot, Template};
 
 /// A guest that runs: commands can be run in it and files moved.
@@ -145,10 +145,7 @@ impl Sandbox {
     /// [`Host::paused`](crate::Host::paused).
     pub async fn pause(self) -> Result<PausedSandbox, PauseError> {
         let runtime = self.host.runtime.clone();
-        match runtime.spawn(self.pause_to_the_end()).await {
-            Ok(result) => result,
-            Err(e) => std::panic::resume_unwind(e.into_panic()),
-        }
+        to_its_end(&runtime, self.pause_to_the_end()).await
     }
 
     async fn pause_to_the_end(self) -> Result<PausedSandbox, PauseError> {
@@ -226,10 +223,7 @@ impl Sandbox {
                 None => Err(live.expired_or(Cause::SandboxBusy { id: live.identity.id.clone() })),
             }
         };
-        match self.host.runtime.spawn(task).await {
-            Ok(result) => Ok(result?),
-            Err(e) => std::panic::resume_unwind(e.into_panic()),
-        }
+        Ok(to_its_end(&self.host.runtime, task).await?)
     }
 
     /// Ends the guest and removes the sandbox with its snapshots. Returns when everything is gone.

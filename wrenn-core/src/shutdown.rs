@@ -12,6 +12,7 @@ use crate::host::{Host, HostInner};
 use crate::instance::pause_held;
 use crate::lifetime::OnTimeout;
 use crate::registry::Entry;
+use crate::step::to_its_end;
 
 /// How many sandboxes are ended side by side: each writes its memory to disk.
 const AT_ONCE: usize = 8;
@@ -55,12 +56,10 @@ impl Host {
             let host = Arc::clone(&self.inner);
             async move {
                 let (id, runtime) = (entry.id.clone(), host.runtime.clone());
-                let end = runtime.spawn(async move { end(&host, &entry, policy).await });
-                let result = match tokio::time::timeout_at(deadline, end).await {
-                    Ok(ended) => ended.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
-                    Err(_) => Err(Cause::ShutdownLimit { id: id.clone(), limit }.into()),
-                };
-                result.err().map(|error| ShutdownFailure { sandbox: id, error })
+                let end = to_its_end(&runtime, async move { end(&host, &entry, policy).await });
+                let too_late = |_| Err(Cause::ShutdownLimit { id: id.clone(), limit }.into());
+                let ended = tokio::time::timeout_at(deadline, end).await.unwrap_or_else(too_late);
+                ended.err().map(|error| ShutdownFailure { sandbox: id, error })
             }
         });
         stream::iter(ends).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
