@@ -176,6 +176,9 @@ fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
 #[test]
 fn a_monitor_whose_program_is_killed_ends_in_the_midst_of_faults() {
     let test = TestHost::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async { test.open().await.close().await.unwrap() });
+    let before = HostState::of(&test.data());
     for round in 0..2 {
         let told = support::run_and_kill("inner::a_guest_that_faults_until_killed", &test);
         let [pid] = told.as_slice() else { panic!("{told:?}") };
@@ -183,6 +186,8 @@ fn a_monitor_whose_program_is_killed_ends_in_the_midst_of_faults() {
             !std::path::Path::new(&format!("/proc/{pid}")).exists()
         });
     }
+    runtime.block_on(async { test.open().await.close().await.unwrap() });
+    before.assert_same_but_for(&HostState::of(&test.data()), &["working-set"]);
 }
 
 /// What runs in a program of its own, started by the tests above.
