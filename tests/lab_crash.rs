@@ -10,7 +10,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use support::crash::{LATER, boot, failing_at, pause, points, read, resume, write};
+use support::crash::{LATER, failing_at, pause, points, read, resume, start, write};
 use support::{HostState, TestHost};
 use wrenn::{Host, SandboxId};
 
@@ -18,7 +18,7 @@ use wrenn::{Host, SandboxId};
 async fn a_pause_that_fails_gives_the_running_sandbox_back() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = resume(pause(boot(&host).await).await).await;
+    let sandbox = resume(pause(start(&test, &host).await).await).await;
     let (paused, points) = points("a pause", pause(sandbox)).await;
     let mut sandbox = resume(paused).await;
     let mut failed = 0;
@@ -50,7 +50,7 @@ async fn a_pause_that_fails_gives_the_running_sandbox_back() {
 async fn a_resume_that_fails_keeps_the_paused_sandbox() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = boot(&host).await;
+    let sandbox = start(&test, &host).await;
     write(&sandbox, "paused").await;
     let (sandbox, points) = points("a resume", resume(pause(sandbox).await)).await;
     let mut paused = pause(sandbox).await;
@@ -80,7 +80,7 @@ async fn a_resume_that_fails_keeps_the_paused_sandbox() {
 async fn a_snapshot_or_template_that_fails_leaves_none() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = boot(&host).await;
+    let sandbox = start(&test, &host).await;
     let template = || host.template("t").unwrap();
     let (taken, snapshot) = points("a snapshot", sandbox.snapshot("t")).await;
     drop(taken.unwrap());
@@ -142,7 +142,7 @@ async fn dropped_after<F: Future>(polls: usize, future: F) -> Option<F::Output> 
 async fn a_resume_dropped_at_any_await_keeps_the_paused_sandbox() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = boot(&host).await;
+    let sandbox = start(&test, &host).await;
     write(&sandbox, "paused").await;
     let id = pause(sandbox).await.id().clone();
     let before = HostState::of(&test.data());
@@ -170,7 +170,7 @@ async fn a_resume_dropped_at_any_await_keeps_the_paused_sandbox() {
 async fn a_pause_or_snapshot_dropped_at_any_await_comes_to_its_end() {
     let test = TestHost::new();
     let host = test.open().await;
-    let mut sandbox = boot(&host).await;
+    let mut sandbox = start(&test, &host).await;
     for polls in 1.. {
         let snapshot = dropped_after(polls, sandbox.snapshot("t")).await;
         assert_eq!(read(&sandbox).await, "0");

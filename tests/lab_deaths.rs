@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use support::TestHost;
-use support::crash::{boot, pause, points, read, resume, write};
+use support::crash::{pause, points, read, resume, start, write};
 use wrenn::{CompactionPolicy, Host, PausedSandbox};
 use wrenn_base::fault;
 use wrenn_storage::{LayerDir, MemoryImage};
@@ -54,8 +54,8 @@ async fn die_at(inner: &str, test: &TestHost, points: &[usize], states: &[&str])
 }
 
 /// A host with one sandbox, paused in the state "old".
-async fn one_paused(host: &Host) -> PausedSandbox {
-    let sandbox = boot(host).await;
+async fn one_paused(test: &TestHost, host: &Host) -> PausedSandbox {
+    let sandbox = start(test, host).await;
     write(&sandbox, "old").await;
     pause(sandbox).await
 }
@@ -64,7 +64,7 @@ async fn one_paused(host: &Host) -> PausedSandbox {
 async fn a_death_in_a_pause_leaves_the_old_snapshot_or_the_new_one() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = resume(one_paused(&host).await).await;
+    let sandbox = resume(one_paused(&test, &host).await).await;
     let (paused, points) = points("a pause", pause(sandbox)).await;
     drop(paused);
     host.close().await.unwrap();
@@ -75,7 +75,7 @@ async fn a_death_in_a_pause_leaves_the_old_snapshot_or_the_new_one() {
 async fn a_death_in_a_resume_or_template_leaves_the_snapshot() {
     let test = TestHost::new();
     let host = test.open().await;
-    let paused = one_paused(&host).await;
+    let paused = one_paused(&test, &host).await;
     let (template, made) = points("a template", paused.to_template("t")).await;
     template.unwrap().delete().await.unwrap();
     let (sandbox, resumed) = points("a resume", resume(paused)).await;
@@ -90,7 +90,7 @@ async fn a_death_in_a_compaction_leaves_the_old_chain_or_the_new_one() {
     let test = TestHost::new();
     let host = test.open().await;
     // One more layer, so that there is something to merge.
-    let sandbox = resume(one_paused(&host).await).await;
+    let sandbox = resume(one_paused(&test, &host).await).await;
     write(&sandbox, "new").await;
     let id = pause(sandbox).await.id().clone();
     host.close().await.unwrap();

@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
-use support::{HostState, TestHost};
+use support::{HostState, TestHost, base};
 use wrenn::{ErrorKind, Host, MiB, RestoreOptions, Sandbox};
 use wrenn_base::SandboxId;
 use wrenn_storage::{BackendChoice, DiskSpec, RootDisks, clone_file};
@@ -34,7 +34,7 @@ fn file_in(rootfs: &Path, path: &str) -> String {
 async fn what_was_synced_survives_the_monitors_death() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = boot(&host, "debian", None).await;
+    let sandbox = base::sandbox(&test, &host).await;
     sandbox.exec("seq 1 20000 > /root/synced; sync; echo lost > /root/later").await.unwrap();
     assert!(support::kill(&sandbox.monitor_pid().to_string()));
     sandbox.exited().await;
@@ -108,7 +108,7 @@ async fn a_disk_of_a_chosen_size_is_filled_and_stays_whole() {
 async fn a_sandboxs_disk_becomes_an_image() {
     let test = TestHost::new();
     let host = test.open().await;
-    let sandbox = boot(&host, "debian", None).await;
+    let sandbox = base::sandbox(&test, &host).await;
     sandbox.exec("echo installed > /root/tool; rm /etc/motd; sync").await.unwrap();
     let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
     let image = paused.to_image("with-tool").await.unwrap();

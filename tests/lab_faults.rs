@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use support::{HostState, TestHost, masked};
+use support::{HostState, TestHost, base, masked};
 use wrenn::{Bytes, Cause, DiskBackend, Error, ErrorKind, Host, MiB, Sandbox, SandboxBuilder};
 
 fn small(host: &Host) -> SandboxBuilder {
@@ -126,8 +126,8 @@ async fn a_data_directory_has_one_owner() {
     test.open().await.close().await.unwrap();
 }
 
-async fn paused(host: &Host) -> wrenn::PausedSandbox {
-    let sandbox: Sandbox = small(host).create().await.unwrap();
+async fn paused(test: &TestHost, host: &Host) -> wrenn::PausedSandbox {
+    let sandbox = base::sandbox(test, host).await;
     sandbox.files().write("/root/kept", "content").await.unwrap();
     sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source))
 }
@@ -136,7 +136,7 @@ async fn paused(host: &Host) -> wrenn::PausedSandbox {
 async fn every_damaged_snapshot_file_is_found_and_the_whole_one_resumes() {
     let test = TestHost::new();
     let host = test.open().await;
-    let id = paused(&host).await.id().clone();
+    let id = paused(&test, &host).await.id().clone();
     let dir = test.data().join("sandboxes").join(id.as_str());
     let snapshot = dir.join("snapshots/1");
     let mut files: Vec<_> = fs::read_dir(&snapshot).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -166,7 +166,7 @@ async fn every_damaged_snapshot_file_is_found_and_the_whole_one_resumes() {
 async fn a_disk_is_never_put_on_another_image() {
     let test = TestHost::new();
     let host = test.open().await;
-    let stored = paused(&host).await;
+    let stored = paused(&test, &host).await;
     let before = HostState::of(&test.data());
     let manifest = test.data().join("images/debian/image.json");
     let saved = fs::read_to_string(&manifest).unwrap();
@@ -193,7 +193,7 @@ async fn resume(host: &Host, id: &wrenn::SandboxId) -> Result<Sandbox, Error> {
 async fn a_sandbox_cannot_be_resumed_twice() {
     let test = TestHost::new();
     let host = test.open().await;
-    let stored = paused(&host).await;
+    let stored = paused(&test, &host).await;
     let twin = host.paused(stored.id()).await.unwrap();
     let sandbox = stored.resume().await.unwrap();
     let failed = twin.resume().await.map(drop).unwrap_err();
@@ -243,7 +243,7 @@ mod inner {
         }
         let test = TestHost::new();
         let host = test.open().await;
-        let failed = paused(&host).await.resume().await.map(drop).unwrap_err();
+        let failed = paused(&test, &host).await.resume().await.map(drop).unwrap_err();
         expect(&failed.source, ErrorKind::HostUnfit, &["/dev/userfaultfd", "root"]);
         failed.paused.destroy().await.unwrap();
         host.close().await.unwrap();

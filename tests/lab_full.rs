@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::crash::{LATER, boot, pause, read, resume, write};
+use support::crash::{LATER, pause, read, resume, start, write};
 use support::{HostState, TestHost};
 use wrenn::Error;
 
@@ -74,7 +74,7 @@ async fn a_full_disk_fails_what_needs_room_and_loses_nothing() {
     let small = Small::new();
     let test = TestHost::below(small.dir());
     let host = test.open().await;
-    let mut sandbox = resume(pause(boot(&host).await).await).await;
+    let mut sandbox = resume(pause(start(&test, &host).await).await).await;
     let mut failures = [0; 3];
     for (round, room) in ROOM.into_iter().enumerate() {
         let state = format!("snapshot{round}");

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use support::crash::LATER;
-use support::{HostState, TestHost};
+use support::{HostState, TestHost, base};
 use wrenn::{
     Cause, ErrorKind, EventKind, Events, Host, MiB, OnTimeout, RestoreOptions, Sandbox, SandboxId,
     SandboxState, ShutdownPolicy, Template,
@@ -15,9 +15,9 @@ use wrenn_base::fault::{self, Plan};
 /// Longer than whatever a test waits for may take in an emulated machine.
 const LONG: Duration = Duration::from_secs(120);
 
-async fn template(host: &Host) -> Template {
-    let sandbox = host.sandbox("debian").unwrap().memory(MiB(128)).metadata("origin", "template");
-    let paused = sandbox.create().await.unwrap().pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+async fn template(test: &TestHost, host: &Host) -> Template {
+    let sandbox = base::sandbox_with(test, host, |it| it.metadata("origin", "template")).await;
+    let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
     let template = paused.to_template("t").await.unwrap();
     paused.destroy().await.unwrap();
     template
@@ -47,7 +47,7 @@ async fn wait_for(events: &mut Events, id: &SandboxId, wanted: impl Fn(&EventKin
 async fn idle_sandboxes_expire_and_busy_ones_do_not() {
     let test = TestHost::new();
     let host = test.open().await;
-    let template = template(&host).await;
+    let template = template(&test, &host).await;
     let before = HostState::of(&test.data());
     let mut events = host.events();
     let second = Some(Duration::from_secs(1));
@@ -93,7 +93,7 @@ async fn idle_sandboxes_expire_and_busy_ones_do_not() {
 async fn a_pause_at_a_timeout_that_fails_leaves_the_sandbox_running() {
     let test = TestHost::new();
     let host = test.open().await;
-    let template = template(&host).await;
+    let template = template(&test, &host).await;
     let sandbox = spawn(&template, None, OnTimeout::Pause).await;
     sandbox.exec("echo kept > /run/kept").await.unwrap();
     let mut events = host.events();
@@ -118,7 +118,7 @@ async fn a_pause_at_a_timeout_that_fails_leaves_the_sandbox_running() {
 async fn sandboxes_are_listed_told_of_and_shut_down() {
     let test = TestHost::new();
     let host = test.open().await;
-    let template = template(&host).await;
+    let template = template(&test, &host).await;
     let mut events = host.events();
     let one = spawn(&template, Some(LONG * 100), OnTimeout::Pause).await;
     let two = spawn(&template, None, OnTimeout::Destroy).await;

@@ -2,26 +2,31 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fmt::Display;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use support::{HostState, TestHost};
+use support::elsewhere::elsewhere;
+use support::{HostState, TestHost, base};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use wrenn::{AllowRule, Cause, EgressPolicy, ErrorKind, Host, MiB, RestoreOptions, Sandbox};
 
-/// An address of the machine's own, which no policy opens, and one behind it that a policy may.
+/// Addresses beyond the host: on the internet, as far as policies can tell, of a name server there, in a private
+/// network, and of the metadata service that many clouds have.
 const BEHIND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+const NAMES: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
+const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 7);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 async fn boot(host: &Host, policy: EgressPolicy) -> Sandbox {
     let sandbox = host.sandbox("debian").unwrap().memory(MiB(128)).egress(policy);
     sandbox.create().await.expect("the sandbox boots")
 }
 
-/// Whether the guest gets a connection to a TCP port.
-async fn reaches(sandbox: &Sandbox, to: SocketAddr) -> bool {
-    let line =
-        format!("python3 -c 'import socket; socket.create_connection((\"{}\", {}), 4)'", to.ip(), to.port());
+/// Whether the guest gets a connection to a TCP port of a name or an address.
+async fn reaches(sandbox: &Sandbox, host: impl Display, port: u16) -> bool {
+    let line = format!("timeout 3 bash -c ': < /dev/tcp/{host}/{port}'");
     sandbox.exec(line).await.expect("the guest answers").status.success()
 }
 
@@ -60,51 +65,130 @@ async fn policies_hold_from_boot_over_changes_and_resumes() {
     let test = TestHost::new();
     let host = test.open().await;
     let before = HostState::of(&test.data());
-    let elsewhere = support::elsewhere::elsewhere(BEHIND);
-    let service = elsewhere.listen(7000);
+    let elsewhere = elsewhere(&[BEHIND]);
+    elsewhere.listen(7000);
 
     let rule = AllowRule::to(BEHIND.into()).ports(7000..=7000);
     let open = EgressPolicy::deny_all().allow(rule).unwrap();
     let sandbox = boot(&host, open.clone()).await;
-    assert!(reaches(&sandbox, service).await, "what the policy allows");
-    assert!(!reaches(&sandbox, (BEHIND, 7001).into()).await, "another port");
+    assert!(reaches(&sandbox, BEHIND, 7000).await, "what the policy allows");
+    assert!(!reaches(&sandbox, BEHIND, 7001).await, "another port");
 
     sandbox.set_egress(EgressPolicy::deny_all()).await.unwrap();
     assert_eq!(sandbox.egress(), EgressPolicy::deny_all());
-    assert!(!reaches(&sandbox, service).await, "after the change");
+    assert!(!reaches(&sandbox, BEHIND, 7000).await, "after the change");
 
     let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
     let sandbox = support::resume(paused, RestoreOptions::default()).await;
     assert_eq!(sandbox.egress(), EgressPolicy::deny_all());
-    assert!(!reaches(&sandbox, service).await, "the policy in force at the pause holds after the resume");
+    assert!(
+        !reaches(&sandbox, BEHIND, 7000).await,
+        "the policy in force at the pause holds after the resume"
+    );
     sandbox.set_egress(open).await.unwrap();
-    assert!(reaches(&sandbox, service).await, "allowed again");
+    assert!(reaches(&sandbox, BEHIND, 7000).await, "allowed again");
 
-    // The host itself, whatever is allowed.
-    let everything = AllowRule::to("0.0.0.0/0".parse().unwrap());
-    sandbox.set_egress(EgressPolicy::internet().allow(everything).unwrap()).await.unwrap();
-    let own = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.unwrap();
-    let port = own.local_addr().unwrap().port();
-    assert!(!reaches(&sandbox, (elsewhere.near(), port).into()).await, "the host's own address");
-
-    // Another sandbox.
-    let other = boot(&host, EgressPolicy::internet()).await;
-    serve(&other, 7000).await;
-    assert!(!reaches(&sandbox, (other.address(), 7000).into()).await, "another sandbox");
-    assert_eq!(echoed(other.connect(7000).await.unwrap(), "it serves\n").await, "IT SERVES\n");
-
-    other.destroy().await.unwrap();
     sandbox.destroy().await.unwrap();
-    drop((own, elsewhere));
+    drop(elsewhere);
     before.assert_same(&HostState::of(&test.data()));
     host.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_policy_opens_the_host_its_metadata_or_other_sandboxes() {
+    let test = TestHost::new();
+    let host = test.open().await;
+    let elsewhere = elsewhere(&[BEHIND, PRIVATE, METADATA]);
+    elsewhere.listen(7000);
+    let own = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.unwrap();
+    let port = own.local_addr().unwrap().port();
+    for address in [BEHIND, PRIVATE, METADATA] {
+        TcpStream::connect((address, 7000)).await.expect("the host itself gets there");
+    }
+
+    let sandbox = base::sandbox(&test, &host).await;
+    assert!(reaches(&sandbox, BEHIND, 7000).await, "the internet is open where nothing was said");
+    assert!(!reaches(&sandbox, PRIVATE, 7000).await, "private networks are not");
+
+    let everything = AllowRule::to("0.0.0.0/0".parse().unwrap());
+    sandbox.set_egress(EgressPolicy::internet().allow(everything).unwrap()).await.unwrap();
+    assert!(reaches(&sandbox, PRIVATE, 7000).await, "a private network that was opened");
+    assert!(!reaches(&sandbox, METADATA, 7000).await, "the metadata service");
+    assert!(!reaches(&sandbox, elsewhere.near(), port).await, "the host's own address");
+
+    let other = base::sandbox(&test, &host).await;
+    serve(&other, 7000).await;
+    assert!(!reaches(&sandbox, other.address(), 7000).await, "another sandbox");
+    assert_eq!(echoed(other.connect(7000).await.unwrap(), "it serves\n").await, "IT SERVES\n");
+
+    other.destroy().await.unwrap();
+    sandbox.destroy().await.unwrap();
+    host.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_opened_and_ipv6_is_not() {
+    let test = TestHost::new();
+    let elsewhere = elsewhere(&[BEHIND, NAMES]);
+    elsewhere.listen(7000);
+    elsewhere.answer_names(BEHIND);
+    let host = test.builder().nameservers([NAMES]).open().await.unwrap();
+
+    let named = AllowRule::to_name("www.example.com".parse().unwrap()).ports(7000..=7000);
+    let policy = EgressPolicy::deny_all().allow(named).unwrap();
+    let sandbox = base::sandbox_with(&test, &host, |it| it.egress(policy)).await;
+    assert!(!reaches(&sandbox, BEHIND, 7000).await, "an address that no name stood for");
+    assert!(!reaches(&sandbox, "other.example.com", 7000).await, "another name");
+    assert!(reaches(&sandbox, "www.example.com", 7000).await, "the name of the policy");
+    assert!(reaches(&sandbox, BEHIND, 7000).await, "the address that the guest was told");
+    assert!(!reaches(&sandbox, "www.example.com", 7001).await, "another port");
+
+    let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+    let sandbox = support::resume(paused, RestoreOptions::default()).await;
+    assert!(!reaches(&sandbox, BEHIND, 7000).await, "a resumed guest has been told nothing yet");
+    assert!(reaches(&sandbox, "www.example.com", 7000).await, "after the resume");
+
+    let listed = sandbox.exec("grep -v ' lo$' /proc/net/if_inet6").await.unwrap();
+    assert_eq!(listed.stdout_text(), "", "no interface has an IPv6 address");
+    sandbox.set_egress(EgressPolicy::internet()).await.unwrap();
+    sandbox.files().write("/root/ask6.py", ASK_IPV6).await.unwrap();
+    let asked = sandbox.exec("python3 /root/ask6.py").await.unwrap();
+    assert_eq!((asked.stdout_text().as_str(), asked.stderr_text().as_str()), ("lo\n", ""));
+
+    sandbox.destroy().await.unwrap();
+    host.close().await.unwrap();
+}
+
+/// Switches IPv6 on, and tells by which interfaces somebody answers to an echo request to all nodes (RFC 4443).
+const ASK_IPV6: &str = r"
+import socket, struct, sys, time
+for name in ('all', 'default', 'eth0'):
+    with open(f'/proc/sys/net/ipv6/conf/{name}/disable_ipv6', 'w') as out: out.write('0')
+deadline = time.monotonic() + 60
+while 'eth0' not in open('/proc/net/if_inet6').read() and time.monotonic() < deadline: time.sleep(0.1)
+time.sleep(2)  # Duplicate addresses are looked for, for a second, before one is used.
+for name in ('lo', 'eth0'):
+    asking = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+    asking.settimeout(5)
+    to = '::1' if name == 'lo' else 'ff02::1'
+    asking.sendto(struct.pack('>BBHHH', 128, 0, 0, 7, 7), (to, 0, 0, socket.if_nametoindex(name)))
+    own = {line.split()[0] for line in open('/proc/net/if_inet6') if line.split()[-1] == 'eth0'}
+    try:
+        while True:
+            packet, (address, *_) = asking.recvfrom(2048)
+            packed = socket.inet_pton(socket.AF_INET6, address.split('%')[0]).hex()
+            if packet[0] == 129 and packed not in own:
+                print(name)
+                break
+    except TimeoutError: pass
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ports_are_reached_and_published() {
     let test = TestHost::new();
     let host = test.builder().ready_slots(2).open().await.unwrap();
-    let sandbox = boot(&host, EgressPolicy::deny_all()).await;
+    let sandbox = base::sandbox_with(&test, &host, |it| it.egress(EgressPolicy::deny_all())).await;
     serve(&sandbox, 7000).await;
     assert_eq!(echoed(sandbox.connect(7000).await.unwrap(), "one\ntwo\n").await, "ONE\nTWO\n");
 

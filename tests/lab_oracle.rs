@@ -242,8 +242,8 @@ async fn check_branch(parent: &Sandbox, model: &Model) -> Result<(), Error> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thirty_generations_agree_with_the_model_with_one_vcpu() {
-    generations(1, 30, 1).await;
+async fn twelve_generations_agree_with_the_model_with_one_vcpu() {
+    generations(1, 12, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 
-use wrenn::{Host, MiB, PausedSandbox, RestoreOptions, Sandbox};
+use wrenn::{Host, PausedSandbox, RestoreOptions, Sandbox};
 use wrenn_base::fault::{self, Plan};
+
+use super::TestHost;
 
 /// What may come after a resume, in the background.
 pub(crate) const LATER: &[&str] = &["/working-set"];
 
-/// The smallest guest that boots: what is tested here does not depend on its size.
-pub(crate) async fn boot(host: &Host) -> Sandbox {
-    let sandbox = host.sandbox("debian").unwrap().memory(MiB(96)).create().await.expect("the sandbox boots");
+/// A running sandbox in the state "0".
+pub(crate) async fn start(test: &TestHost, host: &Host) -> Sandbox {
+    let sandbox = super::base::sandbox(test, host).await;
     write(&sandbox, "0").await;
     sandbox
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 #![allow(clippy::disallowed_methods, reason = "tests look at the machine with its own tools")]
 
+pub(crate) mod base;
 pub(crate) mod crash;
 pub(crate) mod elsewhere;
 
@@ -21,14 +22,13 @@ pub(crate) struct TestHost {
 
 impl TestHost {
     pub(crate) fn new() -> Self {
-        Self::below(&std::env::var_os("WRENN_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from))
+        Self::below(&scratch())
     }
 
     /// A data directory below `scratch`.
     pub(crate) fn below(scratch: &Path) -> Self {
         let dir = tempfile::tempdir_in(scratch).expect("a directory on the scratch file system");
-        let shared =
-            PathBuf::from(std::env::var_os("WRENN_TEST_DATA").expect("lab/runner sets WRENN_TEST_DATA"));
+        let shared = shared_data();
         for part in ["images", "guest"] {
             let part_of_shared = shared.join(part);
             assert!(part_of_shared.is_dir(), "{} is missing: run `make image`", part_of_shared.display());
@@ -59,6 +59,16 @@ impl TestHost {
     pub(crate) async fn open(&self) -> Host {
         self.builder().open().await.expect("the host opens")
     }
+}
+
+/// Where tests have their files.
+fn scratch() -> PathBuf {
+    std::env::var_os("WRENN_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+/// The data directory with the images and the guest's files that all tests start from.
+fn shared_data() -> PathBuf {
+    PathBuf::from(std::env::var_os("WRENN_TEST_DATA").expect("lab/runner sets WRENN_TEST_DATA"))
 }
 
 /// Copies by reflink where the file system can; holes stay holes.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ pub struct HostBuilder {
     disks: BackendChoice,
     compaction: CompactionPolicy,
     ready_slots: Option<usize>,
+    nameservers: Option<Vec<Ipv4Addr>>,
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +97,16 @@ impl HostBuilder {
     /// Each is a network namespace with two interfaces. With 0, a slot is made when a sandbox needs it.
     pub fn ready_slots(mut self, count: usize) -> Self {
         self.ready_slots = Some(count);
+        self
+    }
+
+    /// The guests' DNS servers; 1.1.1.1 and 8.8.8.8 where not set.
+    ///
+    /// Guests may ask them wherever they are, whatever their egress policies say. For a guest whose policy has names, this
+    /// process asks them. A sandbox that is resumed still asks those that it was created with; with names in its policy it
+    /// is answered by these.
+    pub fn nameservers(mut self, servers: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+        self.nameservers = Some(servers.into_iter().collect());
         self
     }
 
@@ -169,7 +181,10 @@ impl HostBuilder {
         let run = layout.run().to_owned();
         undo.push("the host's runtime directory", move |_| Ok(unless_missing(fs::remove_dir(run))?));
         make_dir(layout.run())?;
-        let net = HostNetSpec::new(id, layout.netns());
+        let mut net = HostNetSpec::new(id, layout.netns());
+        if let Some(servers) = self.nameservers {
+            net.dns = servers;
+        }
         let last_slot = net.pool.last_index();
         let net = HostNet::open(net, &mut undo)?;
         sweep::sweep(&layout, &disks, &net);

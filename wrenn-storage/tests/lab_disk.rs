@@ -144,7 +144,7 @@ fn check_all_directly(device: &Path, blocks: usize, version: u8) {
 fn a_store_holds_every_chunk_of_its_disk() {
     const CHUNK_SECTORS: u64 = 32;
     let Some(bench) = bench() else { return };
-    let blocks = 16 * 1024;
+    let blocks = 8 * 1024;
     let chunks = blocks as u64 / 4;
     assert_eq!(chunks % 1024, 0, "whole areas");
     let mut sandbox = bench.sandbox();

@@ -11,6 +11,8 @@ use crate::sys::Interface;
 
 /// The guest's one network card.
 const CARD: &str = "eth0";
+/// What the kernel lets set for IPv6; absent in a kernel without it.
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
 /// Brings up the loopback interface and, with an address given, the network card.
 pub(super) fn configure(settings: &Settings) -> Result<(), Failure> {
@@ -19,6 +21,7 @@ pub(super) fn configure(settings: &Settings) -> Result<(), Failure> {
         interface.set_address(Ipv4Addr::LOCALHOST, 8)?;
         interface.set_up()
     };
+    keep_to_ipv4(Path::new(IPV6)).during(|| format!("switch off IPv6 in {IPV6}"))?;
     loopback().during(|| "bring up the loopback interface".into())?;
     if let Some((address, prefix)) = settings.address {
         wait_for(&Path::new("/sys/class/net").join(CARD))?;
@@ -38,6 +41,18 @@ pub(super) fn configure(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Switches IPv6 off but for the loopback interface, where programs may well listen on `::1`: nothing carries it beyond
+/// the guest, and programs that find an IPv6 address would try it first and wait.
+fn keep_to_ipv4(settings: &Path) -> io::Result<()> {
+    for (interface, off) in [("all", "1"), ("default", "1"), ("lo", "0")] {
+        match fs::write(settings.join(interface).join("disable_ipv6"), off) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
 /// Replaces the file, also where it is a link to what some resolver daemon would keep.
 fn write_resolv_conf(path: &Path, servers: &[IpAddr]) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|old| old.is_symlink()) {
@@ -50,6 +65,19 @@ fn write_resolv_conf(path: &Path, servers: &[IpAddr]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ipv6_is_switched_off_where_there_is_any() {
+        let dir = tempfile::tempdir().unwrap();
+        keep_to_ipv4(dir.path()).unwrap();
+        for interface in ["all", "default", "lo"] {
+            fs::create_dir(dir.path().join(interface)).unwrap();
+            fs::write(dir.path().join(interface).join("disable_ipv6"), "?").unwrap();
+        }
+        keep_to_ipv4(dir.path()).unwrap();
+        let of = |interface| fs::read_to_string(dir.path().join(interface).join("disable_ipv6")).unwrap();
+        assert_eq!([of("all"), of("default"), of("lo")], ["1", "1", "0"]);
+    }
 
     #[test]
     fn resolv_conf_is_written_whatever_was_there() {

@@ -1,7 +1,8 @@
 //! What answering faults costs, against what the kernel allows, in one run:
 //! - filling memory by bare `UFFDIO_COPY` calls of 2 MiB, without any fault: the limit;
-//! - a handler of twenty lines that copies the page that was touched;
-//! - the fault server with runs of 1, 16 and 64 pages, with a record, with a prefetch;
+//! - a handler of twenty lines that copies the page that was touched, or the run of 16, 32 or 64 pages around it:
+//!   what faults and their wake-ups cost by themselves;
+//! - the fault server with runs of as many pages, with a record, with a prefetch;
 //! - the first and the second process on a page cache.
 //!
 //! `cargo bench -p wrenn-uffd`, with `WRENN_BENCH_MIB` of memory (256), touched in random order. Everything
@@ -57,9 +58,14 @@ impl PageSource for Plain {
     }
 }
 
+/// How many pages are filled at a time, of which each divides the pages of a mebibyte.
+const RUNS: [u32; 4] = [1, 16, 32, 64];
+
 /// One measurement.
 struct Measured {
     what: String,
+    /// How many pages each fault brings, at most; 0 without faults.
+    run_pages: u32,
     took: Duration,
     faults: u64,
     /// The latency that half of the answers did not exceed.
@@ -90,6 +96,7 @@ fn served(
     let (scratch, backing) = (Scratch::new(), backing.into());
     let uffd = uffd_or_skip(FeatureFlags::EVENT_REMOVE)?;
     let cached = matches!(backing, Backing::Cache(_));
+    let run_pages = options.run_pages;
     let server = FaultServer::listen(&scratch.socket(), backing, options).ok()?;
     let (memory, _stream);
     if cached {
@@ -102,24 +109,28 @@ fn served(
     let _ = server.stop();
     drop(uffd);
     let stats = server.stats();
-    Some(Measured { what: what.to_owned(), took, faults: stats.faults, median: stats.latency_within(0.5) })
+    let median = stats.latency_within(0.5);
+    Some(Measured { what: what.to_owned(), run_pages, took, faults: stats.faults, median })
 }
 
 /// Everything once, the limit first.
 fn round(images: &[Arc<Plain>; 2], order: &[usize]) -> Option<Vec<Measured>> {
-    let plain =
-        |what: &str, took, faults| Measured { what: what.to_owned(), took, faults, median: Duration::ZERO };
+    let plain = |what: &str, run_pages: u32, took| Measured {
+        what: what.to_owned(),
+        run_pages,
+        took,
+        faults: (order.len() as u64).checked_div(run_pages.into()).unwrap_or(0),
+        median: Duration::ZERO,
+    };
     let with = |run_pages| FaultServerOptions { run_pages, ..FaultServerOptions::default() };
     let image = &images[0];
-    let mut rows = vec![
-        plain("bare UFFDIO_COPY of 2 MiB (the limit)", bare::bulk(&image.content)?, 0),
-        plain(
-            "handler of twenty lines, single pages",
-            bare::minimal_handler(&image.content, order)?,
-            order.len() as u64,
-        ),
-    ];
-    for run_pages in [1, 16, 32, 64] {
+    let mut rows = vec![plain("bare UFFDIO_COPY of 2 MiB (the limit)", 0, bare::bulk(&image.content)?)];
+    for run_pages in RUNS {
+        let took = bare::minimal_handler(&image.content, order, run_pages as usize)?;
+        let what = format!("handler of twenty lines, runs of {run_pages}");
+        rows.push(plain(&what, run_pages, took));
+    }
+    for run_pages in RUNS {
         for (image, how) in images.iter().zip(["lent", "read"]) {
             let what = format!("fault server, runs of {run_pages}, {how}");
             rows.push(served(&what, image.clone(), order, with(run_pages))?);
@@ -167,8 +178,10 @@ fn main() {
         };
         let nanos = median_of(&|round| round[i].took.as_secs_f64() * 1e9 / pages as f64);
         let share = median_of(&|round| round[0].took.as_secs_f64() / round[i].took.as_secs_f64());
-        let minimal = median_of(&|round| round[1].took.as_secs_f64() / round[i].took.as_secs_f64());
-        let Measured { what, faults, median, .. } = first;
+        let Measured { what, run_pages, faults, median, .. } = first;
+        // The first row that brings as many pages at a time is the handler's.
+        let handler = measured[0].iter().position(|row| row.run_pages == *run_pages).unwrap_or(i);
+        let minimal = median_of(&|round| round[handler].took.as_secs_f64() / round[i].took.as_secs_f64());
         println!(
             "{what:<40} {nanos:>6.0} ns/page {share:>6.2} of the limit {minimal:>6.2} of the handler {faults:>6} faults, half within {median:?}"
         );

@@ -24,8 +24,9 @@ pub(crate) fn bulk(image: &[u8]) -> Option<Duration> {
     Some(crate::used() - begun)
 }
 
-/// Touches pages that a loop of poll, read and copy fills one by one.
-pub(crate) fn minimal_handler(image: &[u8], order: &[usize]) -> Option<Duration> {
+/// Touches pages that a loop of poll, read and copy fills, `run_pages` at a time.
+pub(crate) fn minimal_handler(image: &[u8], order: &[usize], run_pages: usize) -> Option<Duration> {
+    let run = run_pages * PAGE;
     let memory = Mapping::new(image.len()).ok()?;
     let uffd = uffd_or_skip(FeatureFlags::empty())?;
     uffd.register(memory.pointer(), memory.len()).ok()?;
@@ -38,10 +39,11 @@ pub(crate) fn minimal_handler(image: &[u8], order: &[usize]) -> Option<Duration>
                 if rustix::event::poll(&mut fds, Some(&pause)).is_ok_and(|ready| ready > 0)
                     && let Ok(Some(Event::Pagefault { addr, .. })) = uffd.read_event()
                 {
-                    let page = (addr as usize - memory.pointer() as usize) / PAGE * PAGE;
-                    let source = image[page..].as_ptr().cast();
-                    // SAFETY: the page lies within the mapping, which nobody has references into.
-                    let _ = unsafe { uffd.copy(source, memory.pointer().byte_add(page), PAGE, true) };
+                    let first = (addr as usize - memory.pointer() as usize) / run * run;
+                    let source = image[first..first + run].as_ptr().cast();
+                    // SAFETY: the run lies within the mapping, which nobody has references into: both end with
+                    // the image, and it is a whole number of runs.
+                    let _ = unsafe { uffd.copy(source, memory.pointer().byte_add(first), run, true) };
                 }
             }
         });
