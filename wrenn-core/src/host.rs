@@ -14,6 +14,7 @@ use crate::builder::SandboxBuilder;
 use crate::caches::PageCaches;
 use crate::claims::{ActiveSandboxes, SlotIndices, TemplatesInUse};
 use crate::compaction::Compactions;
+use crate::containment::Cells;
 use crate::error::{Cause, Error};
 use crate::layout::Layout;
 use crate::machine::UNDO_LIMIT;
@@ -48,6 +49,7 @@ pub(crate) struct HostInner {
     pub(crate) caches: PageCaches,
     pub(crate) compactions: Compactions,
     pub(crate) monitor: MonitorProgram,
+    pub(crate) cells: Cells,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) data: PathBuf,
     /// What the host itself put on the machine.

@@ -34,6 +34,7 @@ mod command;
 mod compaction;
 mod configure;
 mod console;
+mod containment;
 mod error;
 mod files;
 mod host;
@@ -58,6 +59,7 @@ mod template;
 pub use builder::SandboxBuilder;
 pub use command::{Command, CommandStatus, Output, Process};
 pub use compaction::CompactionPolicy;
+pub use containment::ContainmentPolicy;
 pub use error::{Cause, Error, ErrorKind};
 pub use files::Files;
 pub use host::Host;
@@ -73,7 +75,7 @@ pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};
 pub use wrenn_storage::{BackendChoice as DiskBackend, ImageUsage};
 pub use wrenn_uffd::FaultStats;
-pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus, MonitorProgram};
+pub use wrenn_vmm::{Controller, ExitCause, ExitReport, ExitStatus, MonitorProgram};
 
 /// Images, kernels and the files they are made of: what tools that build images need.
 pub mod image {

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use wrenn_base::{HostId, Reaper, UndoList};
 use wrenn_net::{HostNet, HostNetSpec};
 use wrenn_storage::{BackendChoice, ImageRegistry, RootDisks, durable};
-use wrenn_vmm::{MonitorProgram, VM_DIR, VmmError};
+use wrenn_vmm::{CgroupTreeSpec, MonitorProgram, VM_DIR, VmmError};
 
 use crate::caches::PageCaches;
 use crate::claims::{ActiveSandboxes, SlotIndices, TemplatesInUse};
 use crate::compaction::{CompactionPolicy, Compactions};
+use crate::containment::{Cells, ContainmentPolicy};
 use crate::error::{Cause, Error};
 use crate::host::{Host, HostInner};
 use crate::layout::Layout;
@@ -34,6 +35,7 @@ pub struct HostBuilder {
     monitor: Option<MonitorChoice>,
     disks: BackendChoice,
     compaction: CompactionPolicy,
+    containment: ContainmentPolicy,
 }
 
 #[derive(Debug, Clone)]
@@ -82,6 +84,12 @@ impl HostBuilder {
     /// When and how fast long chains of memory layers are merged in the background.
     pub fn compaction(mut self, policy: CompactionPolicy) -> Self {
         self.compaction = policy;
+        self
+    }
+
+    /// How monitors are contained; in all that there is, where not set.
+    pub fn containment(mut self, policy: ContainmentPolicy) -> Self {
+        self.containment = policy;
         self
     }
 
@@ -155,10 +163,11 @@ impl HostBuilder {
         let run = layout.run().to_owned();
         undo.push("the host's runtime directory", move |_| Ok(unless_missing(fs::remove_dir(run))?));
         make_dir(layout.run())?;
+        let cells = Cells::open(self.containment, CgroupTreeSpec::new(id.clone()), &mut undo)?;
         let net = HostNetSpec::new(id, layout.netns());
         let last_slot = net.pool.last_index();
         let net = HostNet::open(net, &mut undo)?;
-        sweep::sweep(&layout, &disks, &net);
+        sweep::sweep(&layout, &disks, &net, cells.cgroups());
         Ok(HostInner {
             images: ImageRegistry::open(&data)?,
             data: data.clone(),
@@ -172,6 +181,7 @@ impl HostBuilder {
             caches: PageCaches::default(),
             compactions: Compactions::new(self.compaction),
             monitor,
+            cells,
             runtime,
             undo: Some(undo),
             _lock: lock,

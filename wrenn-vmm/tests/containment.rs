@@ -313,6 +313,22 @@ fn a_contained_program_that_cannot_run_leaves_nothing() {
 }
 
 #[test]
+fn the_running_program_can_be_its_own_contained_monitor() {
+    if !privileged() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let mut spec = contained(&scene, None);
+    spec.program = MonitorProgram::reexec("wrenn-monitor");
+    let process = MonitorProcess::spawn(spec, &mut scene.undo).unwrap();
+    // The test harness, found and linked where it is now, does not know a monitor's options.
+    let report = block_on(process.exited());
+    assert!(report.console_tail.contains("Unrecognized option: 'api-sock'"), "{report:?}");
+    assert_eq!(report.status, Exit::Exited(101));
+    scene.finish();
+}
+
+#[test]
 #[allow(clippy::disallowed_methods)] // A process of nobody's, as a killed host leaves them.
 fn a_sweep_ends_what_a_killed_host_left() {
     if !privileged() {

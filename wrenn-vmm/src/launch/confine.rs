@@ -6,7 +6,10 @@ use std::ffi::{CStr, CString};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, mknodat, symlinkat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, mount_remount,
+    move_mount, unmount,
+};
 use rustix::process::{Resource, Rlimit, chdir, pivot_root, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, CpuSet, clear_ambient_capability_set, remove_capability_from_bounding_set,
@@ -67,12 +70,14 @@ impl Confinement {
             EntryKind::Dir => mkdirat(CWD, target, Mode::from_raw_mode(0o755)),
             EntryKind::Link { to } => symlinkat(&**to, CWD, target),
             EntryKind::Node { kind, device } => self.make_node(target, *kind, *device),
-            EntryKind::Bind { source, directory, flags } => {
+            EntryKind::Bind { tree, directory, flags } => {
                 match directory {
                     true => mkdirat(CWD, target, Mode::from_raw_mode(0o755))?,
                     false => make_file(target)?,
                 }
-                mount_bind(&**source, target)?;
+                move_mount(tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+                // Nothing that is mounted below it from now on is seen on the other side.
+                mount_change(target, MountPropagationFlags::PRIVATE)?;
                 mount_remount(target, MountFlags::BIND | *flags, c"")
             }
         }

@@ -15,12 +15,13 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dev, FileType};
-use rustix::mount::MountFlags;
+use rustix::fs::{CWD, Dev, FileType};
+use rustix::mount::{MountFlags, OpenTreeFlags, open_tree};
 
 use crate::contain::{Containment, ContainmentError};
 use crate::error::SetupStep;
@@ -51,9 +52,10 @@ pub(super) enum EntryKind {
         kind: FileType,
         device: Dev,
     },
-    /// A file or directory of the host's.
+    /// A file or directory of the host's: a mount of it that is nowhere yet. Made before the process is, which cannot
+    /// reach everything any more (the running program itself, for one) once it has a mount namespace.
     Bind {
-        source: CString,
+        tree: OwnedFd,
         directory: bool,
         flags: MountFlags,
     },
@@ -138,7 +140,10 @@ impl RootPlan {
         step: SetupStep,
     ) -> Result<(), ContainmentError> {
         let directory = fs::metadata(source).map_err(ContainmentError::path("open", source))?.is_dir();
-        let kind = EntryKind::Bind { source: c_path(source)?, directory, flags };
+        let how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree =
+            open_tree(CWD, source, how).map_err(|e| ContainmentError::path("be shown", source)(e.into()))?;
+        let kind = EntryKind::Bind { tree, directory, flags };
         self.push(at, kind, step)
     }
 
@@ -209,7 +214,12 @@ fn is_dynamic(program: &Path) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    fn plan(disk: Option<PathBuf>, edit: impl FnOnce(&mut Containment)) -> Vec<(String, EntryKind)> {
+    /// What is planned; nothing without root, who alone may make mounts.
+    fn plan(disk: Option<PathBuf>, edit: impl FnOnce(&mut Containment)) -> Option<Vec<(String, EntryKind)>> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP: mounts need root");
+            return None;
+        }
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
         fs::write(&program, "#!/bin/sh\n").unwrap();
@@ -222,12 +232,13 @@ mod tests {
             let target = target.to_str().unwrap().strip_prefix(VM_DIR).unwrap();
             target.to_owned()
         };
-        plan.entries.into_iter().map(|entry| (outside(&entry.target), entry.kind)).collect()
+        Some(plan.entries.into_iter().map(|entry| (outside(&entry.target), entry.kind)).collect())
     }
 
     #[test]
     fn directories_come_before_what_is_in_them_and_only_once() {
         let entries = plan(Some("/etc/passwd".into()), |it| it.readable = vec!["/usr/share/doc".into()]);
+        let Some(entries) = entries else { return };
         let mut seen = BTreeSet::from([String::new()]);
         for (path, _) in &entries {
             let parent = path.rsplit_once('/').unwrap().0;
@@ -249,6 +260,7 @@ mod tests {
             })
         };
         let entries = plan(Some("/etc/passwd".into()), |it| it.readable = vec!["/usr/share".into()]);
+        let Some(entries) = entries else { return };
         assert_eq!(flags_of("/bin/vmm", &entries), Some(READ_ONLY));
         assert_eq!(flags_of("/usr/share", &entries), Some(READ_ONLY | MountFlags::NOEXEC));
         for data in ["/tmp", ROOT_DISK_PATH] {
