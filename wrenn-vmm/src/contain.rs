@@ -202,6 +202,7 @@ mod tests {
         let secret = dir.path().join("secret");
         fs::write(&secret, "").unwrap();
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let absent = dir.path().join("absent");
         for (readable, writable) in [
             (vec![secret.clone()], vec![]),

@@ -82,14 +82,6 @@ pub(crate) fn clear_socket(path: &Path) -> Result<(), VmmError> {
     }
 }
 
-/// A monitor that was started.
-pub(crate) struct Launched {
-    pub(crate) process: Spawned,
-    pub(crate) console: Console,
-    /// To be taken back once the monitor answers.
-    pub(crate) api_dir: Option<ApiDir>,
-}
-
 /// Checks what can be known of the containment to fail.
 pub(crate) fn check_containment(spec: &MonitorSpec) -> Result<(), VmmError> {
     spec.containment.as_ref().map_or(Ok(()), |it| Ok(it.check(api_dir(spec))?))
@@ -99,8 +91,13 @@ fn api_dir(spec: &MonitorSpec) -> &Path {
     spec.api_socket.parent().unwrap_or(Path::new("/"))
 }
 
-/// Starts the process, in `cgroup` where there is one; returns once it has become the monitor program.
-pub(crate) fn launch(spec: &MonitorSpec, cgroup: Option<&Cgroup>) -> Result<Launched, VmmError> {
+/// Starts the process, in `cgroup` where there is one; returns once it has become the monitor program. From then on
+/// `api_dir` belongs to it.
+pub(crate) fn launch(
+    spec: &MonitorSpec,
+    cgroup: Option<&Cgroup>,
+    api_dir: Option<&ApiDir>,
+) -> Result<(Spawned, Console), VmmError> {
     clear_socket(&spec.api_socket)?;
     let console_failed =
         |source| VmmError::Prepare { what: "the console log", path: spec.console_log.clone(), source };
@@ -117,11 +114,11 @@ pub(crate) fn launch(spec: &MonitorSpec, cgroup: Option<&Cgroup>) -> Result<Laun
         fail_at: tests::fail_at(),
     };
     let program = program(spec, &program_path).map_err(spawn_failed)?;
-    let api_dir = spec.containment.as_ref().map(|it| ApiDir::lend(api_dir(spec), it.user)).transpose()?;
+    api_dir.map_or(Ok(()), ApiDir::lend)?;
     match sys::spawn(&setup, &program, cgroup.map(Cgroup::handle)) {
-        Ok(process) => Ok(Launched { process, console, api_dir }),
+        Ok(process) => Ok((process, console)),
         Err(error) => {
-            api_dir.as_ref().map_or(Ok(()), ApiDir::take_back)?;
+            api_dir.map_or(Ok(()), ApiDir::take_back)?;
             Err(match error {
                 SpawnError::Start(source) => spawn_failed(source),
                 SpawnError::Setup(step, source) => VmmError::Setup { step, source },
@@ -187,35 +184,47 @@ fn arguments(spec: &MonitorSpec) -> Vec<OsString> {
     arguments
 }
 
-/// The directory of an API socket, which belongs to the monitor's user for now.
-#[derive(Debug)]
+/// The directory of a contained monitor's API socket, which belongs to the monitor's user for a while.
+#[derive(Debug, Clone)]
 pub(crate) struct ApiDir {
     path: PathBuf,
+    user: u32,
     /// What it was before.
     owner: (u32, u32),
 }
 
 impl ApiDir {
-    fn lend(path: &Path, user: u32) -> Result<Self, VmmError> {
-        let before = fs::metadata(path).map_err(ContainmentError::path("open", path))?;
-        let this = Self { path: path.to_owned(), owner: (before.uid(), before.gid()) };
-        this.set((user, user), 0o700)?;
-        Ok(this)
+    /// That of the monitor to be, as long as nothing is changed.
+    pub(crate) fn of(spec: &MonitorSpec) -> Result<Option<Self>, VmmError> {
+        let Some(containment) = &spec.containment else { return Ok(None) };
+        let path = api_dir(spec).to_owned();
+        let before = fs::metadata(&path).map_err(ContainmentError::path("open", &path))?;
+        Ok(Some(Self { path, user: containment.user, owner: (before.uid(), before.gid()) }))
     }
 
-    /// Takes the directory back. The monitor still finds what is in it, and can connect to what it is given.
+    fn lend(&self) -> Result<(), VmmError> {
+        self.set((self.user, self.user), 0o700).map_err(|source| self.failed(source))
+    }
+
+    /// Takes the directory back, unless that is done or the directory is gone. The monitor still finds what is in it, and
+    /// can connect to what it is given.
     pub(crate) fn take_back(&self) -> Result<(), VmmError> {
-        self.set(self.owner, 0o711)
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.uid() == self.user => {
+                self.set(self.owner, 0o711).map_err(|source| self.failed(source))
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed(e)),
+            _ => Ok(()),
+        }
     }
 
-    fn set(&self, (user, group): (u32, u32), mode: u32) -> Result<(), VmmError> {
-        chown(&self.path, Some(user), Some(group))
-            .and_then(|()| fs::set_permissions(&self.path, Permissions::from_mode(mode)))
-            .map_err(|source| VmmError::Prepare {
-                what: "the API socket's directory",
-                path: self.path.clone(),
-                source,
-            })
+    fn set(&self, (user, group): (u32, u32), mode: u32) -> io::Result<()> {
+        chown(&self.path, Some(user), Some(group))?;
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
+    }
+
+    fn failed(&self, source: io::Error) -> VmmError {
+        VmmError::Prepare { what: "the API socket's directory", path: self.path.clone(), source }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::api::{InstanceInfo, SavedMemory};
 use crate::client::Client;
 use crate::error::VmmError;
 use crate::exit::ExitReport;
-use crate::launch::{ApiDir, Launched, absolute, check_containment, clear_socket, launch};
+use crate::launch::{ApiDir, absolute, check_containment, clear_socket, launch};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::spec::MonitorSpec;
 use crate::watch::{ExitWatch, Watched};
@@ -57,8 +57,12 @@ impl MonitorProcess {
         // Before anything is registered: an undo must not remove a file that was somebody else's.
         clear_socket(&spec.api_socket)?;
         check_containment(&spec)?;
-        let socket = spec.api_socket.clone();
-        undo.push("the monitor's API socket", move |_| Ok(clear_socket(&socket)?));
+        let api_dir = ApiDir::of(&spec)?;
+        let (socket, lent) = (spec.api_socket.clone(), api_dir.clone());
+        undo.push("the monitor's API socket", move |_| {
+            lent.as_ref().map_or(Ok(()), ApiDir::take_back)?;
+            Ok(clear_socket(&socket)?)
+        });
         let cgroup = match spec.containment.as_ref().and_then(|it| it.cgroup.as_ref()) {
             Some((tree, limits)) => Some(tree.create(&spec.id, limits, undo)?),
             None => None,
@@ -72,7 +76,7 @@ impl MonitorProcess {
             }
         });
         let user = spec.containment.as_ref().map(|it| it.user);
-        let Launched { process, console, api_dir } = launch(&spec, cgroup.as_ref())?;
+        let (process, console) = launch(&spec, cgroup.as_ref(), api_dir.as_ref())?;
         let watched = Watched::start(spec.id.clone(), process, user.is_some(), cgroup, console)?;
         let watched = Arc::clone(started.get_or_init(|| watched));
         tracing::debug!(sandbox = %spec.id, pid = watched.pid(), program = %spec.program.path().display(), "monitor started");
