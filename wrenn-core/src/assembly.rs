@@ -165,6 +165,7 @@ impl Assembly {
         let (dirs, saved) = (self.identity.dirs.clone(), from.file(STATE));
         let state = blocking(move || copy_in(&dirs, &saved, LOADED_STATE)).await?;
         parts.monitor.give(&state)?;
+        let loaded = state.clone();
         let backend = match options.mode {
             RestoreMode::File => flat_layer(from)?,
             RestoreMode::Uffd => {
@@ -193,6 +194,8 @@ impl Assembly {
                 client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await
             }
         };
+        // The monitor has read it, or never will.
+        let _ = blocking(move || fs::remove_file(loaded)).await;
         // Of a fault server that failed the monitor knows only that it is gone.
         let failure = paging.as_ref().and_then(Paging::failure).cloned();
         match (result, failure) {
@@ -212,7 +215,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// The directories of the running sandbox: for sockets, and for files on their way to and from the monitor.
+    /// The directories of the running sandbox: for sockets, and for what its monitor writes.
     async fn run_dir(&mut self) -> Result<(), Cause> {
         let dir = self.identity.dirs.run().to_owned();
         self.directory("the sandbox's runtime directory", dir).await?;

@@ -6,8 +6,9 @@
 //! slot, whatever host they are of, so nothing more has to be claimed.
 //!
 //! **What a monitor sees of the data directory** is one directory of its sandbox, `monitor/`, which stays the host's: a
-//! file is put there for the monitor to read, or made for it to write, and moved to where it belongs once it is written.
-//! Nothing that the monitor could have put in its place is ever followed.
+//! file is made there for the monitor to write, and moved to where it belongs once it is written. What it is to read is
+//! copied to the runtime directory, or shown to it as it is. Nothing that the monitor could have put in the place of
+//! something else is ever followed.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, lchown};
@@ -156,12 +157,10 @@ impl Outgoing {
     }
 }
 
-/// A copy of the small file `from` for the monitor to read.
+/// A copy of the small file `from` for the monitor to read, beside the sockets: that is no disk that could be full.
 pub(crate) fn copy_in(dirs: &SandboxDirs, from: &Path, name: &str) -> Result<PathBuf, Cause> {
-    let path = dirs.exchange().join(name);
-    unless_missing(fs::remove_file(&path))
-        .and_then(|()| fs::copy(from, &path))
-        .map_err(|source| Cause::io("copy", from, source))?;
+    let path = dirs.run().join(name);
+    fs::copy(from, &path).map_err(|source| Cause::io("copy", from, source))?;
     Ok(path)
 }
 

@@ -167,7 +167,7 @@ mod tests {
             eprintln!("SKIP: the other rules are for root");
             return None;
         }
-        Some(result.err().expect("it is refused"))
+        Some(result.expect_err("it is refused"))
     }
 
     #[test]
