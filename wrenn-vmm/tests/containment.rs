@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use common::{PATIENCE, Scene, alive, block_on, monitor, privileged};
+use common::{Netns, PATIENCE, Scene, alive, block_on, monitor, privileged};
 use wrenn_base::{Deadline, HostId};
+use wrenn_vmm::api::{BootSource, Drive, MachineConfig, NetworkInterface};
 use wrenn_vmm::{
     CgroupError, CgroupTree, CgroupTreeSpec, Containment, ContainmentError, Controller, DiskMount,
-    ExitStatus as Exit, Limits, MonitorProcess, MonitorProgram, MonitorSpec, ROOT_DISK_PATH, VmmError,
+    ExitStatus as Exit, Limits, MonitorProcess, MonitorProgram, MonitorSpec, ROOT_DISK_PATH, VM_DIR,
+    VmmError,
 };
 
 /// In a range that distributions, containers and systemd leave alone.
@@ -60,8 +62,11 @@ fn field(text: &str, name: &str) -> String {
     line.unwrap_or_else(|| panic!("no {name} in {text}")).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn mounts() -> String {
-    fs::read_to_string("/proc/self/mountinfo").unwrap()
+/// What of a monitor's mounts is seen here; other tests make others meanwhile.
+fn mounts(scene: &Scene) -> Vec<String> {
+    let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let own = [VM_DIR, scene.dir.path().to_str().unwrap()];
+    all.lines().filter(|line| own.iter().any(|path| line.contains(path))).map(str::to_owned).collect()
 }
 
 fn names(dir: impl AsRef<Path>) -> BTreeSet<String> {
@@ -109,7 +114,6 @@ fn a_contained_monitor_sees_what_it_needs_and_nothing_else() {
         return;
     }
     let mut scene = Scene::new();
-    let before = mounts();
     let shown = tempfile::tempdir_in("/var/tmp").unwrap();
     let (read, write) = (shown.path().join("read"), shown.path().join("write"));
     fs::write(&read, "content").unwrap();
@@ -178,9 +182,64 @@ fn a_contained_monitor_sees_what_it_needs_and_nothing_else() {
     points.retain(|point| !libraries.iter().any(|library| point.starts_with(&format!("/{library}"))));
     assert_eq!(points, expected, "nothing of the machine's own mounts is left");
 
-    assert_eq!(mounts(), before, "and nothing of this is seen outside");
+    assert_eq!(mounts(&scene), [""; 0], "and nothing of this is seen outside");
     block_on(process.shutdown(PATIENCE)).unwrap();
-    assert_eq!(mounts(), before);
+    assert_eq!(mounts(&scene), [""; 0]);
+    scene.finish();
+}
+
+#[test]
+fn a_contained_monitor_gets_at_its_disk_its_tap_and_its_files() {
+    if !privileged() {
+        return;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        eprintln!("SKIP: this machine has no TAP devices");
+        return;
+    }
+    let mut scene = Scene::new();
+    let netns = Netns::new("held");
+    netns.add_tap("tap0");
+    let shown = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (kernel, hidden) = (shown.path().join("kernel"), shown.path().join("hidden"));
+    for path in [&kernel, &hidden] {
+        fs::write(path, "this is no kernel").unwrap();
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    }
+    let mut spec = contained(&scene, None);
+    spec.netns = Some(netns.path());
+    spec.containment.as_mut().unwrap().readable = vec![kernel.clone()];
+    let process = start(&mut scene, spec);
+    let client = process.client();
+    let drive = Drive {
+        drive_id: "root".into(),
+        path_on_host: Some(ROOT_DISK_PATH.into()),
+        is_read_only: Some(false),
+        ..Drive::default()
+    };
+    let network = NetworkInterface {
+        iface_id: "eth0".into(),
+        host_dev_name: "tap0".into(),
+        ..NetworkInterface::default()
+    };
+    block_on(async {
+        // It opens what it is told of at once, and finds out how much memory the machine has.
+        let machine = MachineConfig { vcpu_count: 1, mem_size_mib: 64, ..MachineConfig::default() };
+        client.put_machine_config(&machine).await.unwrap();
+        client.put_drive(&drive).await.unwrap();
+        client.put_network_interface(&network).await.unwrap();
+        for (path, read) in [(&kernel, true), (&hidden, false)] {
+            let source = BootSource { kernel_image_path: path.clone(), ..BootSource::default() };
+            let Err(VmmError::Fault { fault_message, .. }) = client.put_boot_source(&source).await else {
+                panic!("it takes {} for a kernel", path.display())
+            };
+            assert_eq!(!fault_message.contains("could not be opened"), read, "{fault_message}");
+        }
+    });
+    if Path::new("/dev/kvm").exists() {
+        let console = fs::read_to_string(process.console_log()).unwrap();
+        assert!(!console.contains("/dev/kvm could not be opened"), "{console}");
+    }
     scene.finish();
 }
 
@@ -269,7 +328,7 @@ fn what_cannot_be_contained_is_refused_before_anything_is_made() {
     }
     let mut scene = Scene::new();
     let tree = cgroups(&mut scene);
-    let (spec, before) = (contained(&scene, tree.as_ref()), mounts());
+    let spec = contained(&scene, tree.as_ref());
     let mut spawn = |edit: &dyn Fn(&mut Containment)| {
         let mut spec = spec.clone();
         edit(spec.containment.as_mut().unwrap());
@@ -284,7 +343,7 @@ fn what_cannot_be_contained_is_refused_before_anything_is_made() {
     let error = spawn(&|it| it.user = 0);
     assert!(matches!(error, VmmError::Containment(ContainmentError::User { user: 0 })), "{error:?}");
     assert!(!spec.console_log.exists());
-    assert_eq!(mounts(), before);
+    assert_eq!(mounts(&scene), [""; 0]);
     if let Some(tree) = &tree {
         assert!(!tree.path().join(spec.id.as_str()).exists());
     }

@@ -88,3 +88,35 @@ pub fn privileged() -> bool {
 pub fn alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
+
+/// A named network namespace, removed when dropped.
+pub struct Netns(String);
+
+impl Netns {
+    pub fn new(name: &str) -> Self {
+        let name = format!("wrennvmm{name}{}", std::process::id());
+        Self::ip(&["netns", "add", &name]);
+        Self(name)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    /// Makes a TAP in it that is there for whoever comes.
+    pub fn add_tap(&self, name: &str) {
+        Self::ip(&["-n", &self.0, "tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"]);
+    }
+
+    #[allow(clippy::disallowed_methods)] // A namespace from elsewhere is what the driver is to enter.
+    fn ip(args: &[&str]) {
+        let status = std::process::Command::new("ip").args(args).status().expect("iproute2 is installed");
+        assert!(status.success(), "ip {args:?}");
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        Self::ip(&["netns", "del", &self.0]);
+    }
+}
