@@ -6,32 +6,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
-use std::time::Duration;
 
-use common::{Netns, PATIENCE, Scene, alive, block_on, monitor, privileged};
-use wrenn_base::{Deadline, HostId};
+use common::{Netns, PATIENCE, Scene, alive, block_on, cgroups, monitor, privileged};
 use wrenn_vmm::api::{BootSource, Drive, MachineConfig, NetworkInterface};
 use wrenn_vmm::{
-    CgroupError, CgroupTree, CgroupTreeSpec, Containment, ContainmentError, Controller, DiskMount,
-    ExitStatus as Exit, Limits, MonitorProcess, MonitorProgram, MonitorSpec, ROOT_DISK_PATH, VM_DIR,
-    VmmError,
+    CgroupTree, Containment, ContainmentError, Controller, DiskMount, ExitStatus as Exit, Limits,
+    MonitorProcess, MonitorProgram, MonitorSpec, ROOT_DISK_PATH, VM_DIR, VmmError,
 };
 
 /// In a range that distributions, containers and systemd leave alone.
 const USER: u32 = 0x7000_0000;
 const LIMITS: Limits = Limits { cpu_percent: Some(150), memory: Some(96 << 20), pids: Some(24) };
-
-/// The cgroups of a host of the test's own; says so where the machine has none.
-fn cgroups(scene: &mut Scene) -> Option<CgroupTree> {
-    match CgroupTree::open(CgroupTreeSpec::new(HostId::random()), &mut scene.undo) {
-        Err(CgroupError::NotMounted) => {
-            eprintln!("SKIP: this machine has no cgroup2 file system");
-            None
-        }
-        result => Some(result.expect("the tree is made")),
-    }
-}
 
 /// A spec for the real monitor, contained, with a disk that is a file.
 fn contained(scene: &Scene, tree: Option<&CgroupTree>) -> MonitorSpec {
@@ -384,52 +369,5 @@ fn the_running_program_can_be_its_own_contained_monitor() {
     let report = block_on(process.exited());
     assert!(report.console_tail.contains("Unrecognized option: 'api-sock'"), "{report:?}");
     assert_eq!(report.status, Exit::Exited(101));
-    scene.finish();
-}
-
-#[test]
-#[allow(clippy::disallowed_methods)] // A process of nobody's, as a killed host leaves them.
-fn a_sweep_ends_what_a_killed_host_left() {
-    if !privileged() {
-        return;
-    }
-    let mut scene = Scene::new();
-    let Some(tree) = cgroups(&mut scene) else { return scene.finish() };
-    let left = tree.path().join("left");
-    fs::create_dir(&left).unwrap();
-    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    fs::write(left.join("cgroup.procs"), child.id().to_string()).unwrap();
-    // It is collected by this thread alone, so the cgroup stays busy for a while.
-    let waiting = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(50));
-        child.wait().unwrap()
-    });
-    assert_eq!(tree.sweep(Deadline::after(PATIENCE)).unwrap(), 1);
-    let status: ExitStatus = waiting.join().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
-    assert!(!left.exists() && tree.path().exists());
-    assert_eq!(tree.sweep(Deadline::after(PATIENCE)).unwrap(), 0);
-    scene.finish();
-    assert!(!tree.path().exists());
-}
-
-#[test]
-fn a_required_controller_that_is_missing_is_an_error() {
-    if !privileged() {
-        return;
-    }
-    let mut scene = Scene::new();
-    let Some(tree) = cgroups(&mut scene) else { return scene.finish() };
-    let every = [Controller::Cpu, Controller::Cpuset, Controller::Memory, Controller::Pids];
-    for controller in every {
-        let mut spec = CgroupTreeSpec::new(HostId::random());
-        spec.required = vec![controller];
-        let result = CgroupTree::open(spec, &mut scene.undo);
-        match (tree.missing().contains(&controller), result) {
-            (true, Err(CgroupError::NoController { controller: named, .. })) => assert_eq!(named, controller),
-            (false, Ok(_)) => {}
-            (_, other) => panic!("{controller}: {other:?}"),
-        }
-    }
     scene.finish();
 }

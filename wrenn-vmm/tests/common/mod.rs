@@ -8,8 +8,8 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use wrenn_base::{Reaper, SandboxId, UndoList};
-use wrenn_vmm::{MonitorProgram, MonitorSpec};
+use wrenn_base::{HostId, Reaper, SandboxId, UndoList};
+use wrenn_vmm::{CgroupError, CgroupTree, CgroupTreeSpec, MonitorProgram, MonitorSpec};
 
 /// Long enough for an emulated machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -118,5 +118,16 @@ impl Netns {
 impl Drop for Netns {
     fn drop(&mut self) {
         Self::ip(&["netns", "del", &self.0]);
+    }
+}
+
+/// The cgroups of a host of the test's own; says so where the machine has none.
+pub fn cgroups(scene: &mut Scene) -> Option<CgroupTree> {
+    match CgroupTree::open(CgroupTreeSpec::new(HostId::random()), &mut scene.undo) {
+        Err(CgroupError::NotMounted) => {
+            eprintln!("SKIP: this machine has no cgroup2 file system");
+            None
+        }
+        result => Some(result.expect("the tree is made")),
     }
 }
