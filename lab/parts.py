@@ -18,10 +18,10 @@ import tempfile
 from paths import BUSYBOX, HOME, KERNELS, LAB, LabError, run
 
 # 9p to overlay: the machine's files; dm, loop, xfs, ext4: root disks; nft_*, tun, veth: NAT for sandboxes. All of them
-# come in the initramfs: read one by one over 9p they would double the boot time. crc32c is what libcrc32c asks for by
-# an alias, which modules.dep does not know.
+# come in the initramfs: read one by one over 9p they would double the boot time. crc32c_generic is what libcrc32c asks
+# for by an alias, which modules.dep does not know.
 MODULES = [
-    "virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_blk", "virtio_net", "virtio_rng", "crc32c_intel",
+    "virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_blk", "virtio_net", "virtio_rng",
     "crc32c_generic", "xfs", "ext4", "loop", "dm_mod", "dm_snapshot", "kvm_amd", "tun", "veth", "bridge", "nf_tables",
     "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct", "nft_compat",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 mod support;
 
 use support::{HostState, TestHost};
-use wrenn::{ErrorKind, Host, MiB, ProcessEvent, Sandbox, Subject, Verdict};
+use wrenn::{ErrorKind, Host, MiB, Prefetch, ProcessEvent, RestoreOptions, Sandbox, Subject, Verdict};
 
 async fn small(host: &Host) -> Sandbox {
     host.sandbox("debian").unwrap().memory(MiB(128)).create().await.expect("the sandbox boots")
@@ -172,9 +172,49 @@ fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
     before.assert_same(&HostState::of(&test.data()));
 }
 
+/// Whoever serves a guest's faults may go while the kernel waits for a page on the guest's behalf.
+#[test]
+fn a_monitor_whose_program_is_killed_ends_in_the_midst_of_faults() {
+    let test = TestHost::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async { test.open().await.close().await.unwrap() });
+    let before = HostState::of(&test.data());
+    for round in 0..2 {
+        let told = support::run_and_kill("inner::a_guest_that_faults_until_killed", &test);
+        let [pid] = told.as_slice() else { panic!("{told:?}") };
+        support::eventually(&format!("monitor {pid} of round {round} is gone"), || {
+            !std::path::Path::new(&format!("/proc/{pid}")).exists()
+        });
+    }
+    runtime.block_on(async { test.open().await.close().await.unwrap() });
+    before.assert_same_but_for(&HostState::of(&test.data()), &["working-set"]);
+}
+
 /// What runs in a program of its own, started by the tests above.
 mod inner {
     use super::*;
+
+    /// Has a guest running that touches all of its memory, which has just begun to come back.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_guest_that_faults_until_killed() {
+        let Some(test) = support::to_be_killed() else { return };
+        let host = test.open().await;
+        let sandbox = small(&host).await;
+        let hold = "import os, signal\n\
+             held = bytearray(os.urandom(4096)) * 12000\n\
+             open('/run/holds', 'w').close()\n\
+             while True:\n\
+             \x20   signal.sigwait([signal.SIGUSR1])\n\
+             \x20   for page in range(0, len(held), 4096): held[page] ^= 1\n";
+        sandbox.files().write("/root/hold.py", hold).await.unwrap();
+        let pid = sandbox.command("python3").arg("/root/hold.py").spawn().await.unwrap().pid();
+        sandbox.exec("until test -e /run/holds; do sleep 0.1; done").await.unwrap();
+        let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+        let options = RestoreOptions { prefetch: Prefetch::None, ..RestoreOptions::default() };
+        let sandbox = support::resume(paused, options).await;
+        sandbox.exec(format!("kill -USR1 {pid}")).await.unwrap();
+        support::tell_and_wait(&sandbox.monitor_pid().to_string());
+    }
 
     /// Has two sandboxes running, one of them with a snapshot, and waits to be killed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

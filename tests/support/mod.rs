@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests look at the machine with its own tools")]
 
 pub(crate) mod crash;
+pub(crate) mod elsewhere;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,9 +50,10 @@ impl TestHost {
         self.data.clone()
     }
 
-    /// A builder for this directory, with a runtime directory of its own.
+    /// A builder for this directory, with a runtime directory of its own, and without slots made ahead, which come at a
+    /// moment of their own.
     pub(crate) fn builder(&self) -> HostBuilder {
-        Host::builder().data_dir(self.data()).run_dir("/run/wrenn-test")
+        Host::builder().data_dir(self.data()).run_dir("/run/wrenn-test").ready_slots(0)
     }
 
     pub(crate) async fn open(&self) -> Host {
@@ -229,13 +231,18 @@ fn descriptors() -> Vec<String> {
     open
 }
 
+/// Kills a process; false if there is none.
+pub(crate) fn kill(pid: &str) -> bool {
+    Command::new("kill").args(["-KILL", pid]).status().is_ok_and(|status| status.success())
+}
+
 /// Waits for a monitor that this process started and kills it; false if none appears within `limit`.
 pub(crate) fn kill_first_monitor(limit: std::time::Duration) -> bool {
     let given_up = std::time::Instant::now() + limit;
     while std::time::Instant::now() < given_up {
         // Only once it is the monitor: before, it may be anything that a test starts.
         if let Some((pid, _)) = monitors().iter().find(|(_, name)| name == "wrenn-monitor") {
-            return Command::new("kill").args(["-KILL", pid]).status().is_ok_and(|status| status.success());
+            return kill(pid);
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -290,7 +297,12 @@ pub(crate) fn to_be_killed() -> Option<TestHost> {
 /// In a process started by [`run_and_kill`]: never returns.
 pub(crate) fn ready_to_be_killed(ids: &[&wrenn::SandboxId]) -> ! {
     let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
-    println!("\nREADY {}", ids.join(" "));
+    tell_and_wait(&ids.join(" "))
+}
+
+/// As [`ready_to_be_killed`], with whatever there is to tell.
+pub(crate) fn tell_and_wait(words: &str) -> ! {
+    println!("\nREADY {words}");
     loop {
         std::thread::park();
     }
@@ -316,4 +328,14 @@ pub(crate) fn run_until_death(name: &str, test: &TestHost, point: usize) -> bool
 /// Resumes a sandbox.
 pub(crate) async fn resume(paused: wrenn::PausedSandbox, options: wrenn::RestoreOptions) -> wrenn::Sandbox {
     paused.resume_with(options).await.unwrap_or_else(|e| panic!("{:?}", e.source))
+}
+
+/// Waits, for a minute at most, until something has come about.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut come_about: impl FnMut() -> bool) {
+    let given_up = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !come_about() {
+        assert!(std::time::Instant::now() < given_up, "{what}: not within a minute");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }

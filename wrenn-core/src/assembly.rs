@@ -7,12 +7,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_base::{SandboxId, StepId, UndoList};
-use wrenn_net::{NetError, Slot, SlotSpec};
+use wrenn_net::Slot;
 use wrenn_storage::{Digest, DiskSpec, Image, RootDisk, clone_file};
 use wrenn_vmm::api::{CachedLoad, MemBackend, MemBackendType, SnapshotLoad};
 use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec};
@@ -22,9 +22,13 @@ use crate::containment::copy_in;
 use crate::error::Cause;
 use crate::host::HostInner;
 use crate::layout::SandboxDirs;
+use crate::lifecycle::Step;
+use crate::lifetime::Clock;
 use crate::machine::Live;
-use crate::paging::{Paging, Reserved};
+use crate::network::Network;
+use crate::paging::{Begun, Paging, ReadAhead, Reserved};
 use crate::preflight::devices;
+use crate::registry::Entry;
 use crate::restore::{Contact, RestoreMode, RestoreOptions, Stopwatch};
 use crate::spec::SandboxSpec;
 use crate::step::{blocking, building, checkpoint, unless_missing};
@@ -51,6 +55,8 @@ pub(crate) struct Assembly {
     host: Arc<HostInner>,
     identity: Identity,
     undo: UndoList,
+    /// Its place in the registry, once it has one.
+    entry: Option<Arc<Entry>>,
     /// The step that removes the data directory again; a committed snapshot makes it void.
     data_step: Option<StepId>,
     watch: Stopwatch,
@@ -59,17 +65,18 @@ pub(crate) struct Assembly {
 impl Assembly {
     pub(crate) fn new(host: Arc<HostInner>, identity: Identity) -> Self {
         let undo = UndoList::new(&host.reaper);
-        Self { host, identity, undo, data_step: None, watch: Stopwatch::start() }
+        Self { host, identity, undo, entry: None, data_step: None, watch: Stopwatch::start() }
     }
 
-    /// What takes back all that was built, and in it the step that removes the sandbox's data.
-    pub(crate) fn into_undo(self) -> (UndoList, Option<StepId>) {
-        (self.undo, self.data_step)
+    /// What takes back all that was built.
+    pub(crate) fn into_built(self) -> Built {
+        let Self { undo, entry, data_step, .. } = self;
+        Built { undo, entry, data_step }
     }
 
     pub(crate) async fn boot(&mut self) -> Result<Live, Cause> {
         devices::kvm()?;
-        self.claim()?;
+        self.claim(Step::Create)?;
         let image = self.host.images.get(&self.identity.spec.image)?;
         let digest = image.digest.clone();
         let guest = self.host.guest_files()?;
@@ -104,22 +111,25 @@ impl Assembly {
     pub(crate) async fn restore(&mut self, from: &Stored, options: RestoreOptions) -> Result<Live, Cause> {
         devices::kvm()?;
         devices::userfaultfd()?;
-        self.claim()?;
-        let image = self.host.images.get(&self.identity.spec.image)?;
-        if image.digest != from.record.image {
-            let Identity { id, spec, .. } = self.identity.clone();
-            let expected = from.record.image.clone();
-            return Err(Cause::OtherImage { id, image: spec.image, expected, found: image.digest });
-        }
-        // Reading whole files takes longer than making all the rest, so it goes on beside that; the guest does not run
-        // before it is done.
+        self.claim(Step::Resume)?;
+        let image = from.image(&self.host.images)?;
+        // Reading files takes longer than making all the rest, so it goes on beside that: memory as far as it is known
+        // what the guest needs first, and state and disk to their ends, before which the guest does not run.
+        let (host, stored, ahead) = (Arc::clone(&self.host), from.clone(), ReadAhead::new(&mut self.undo));
+        let memory = async {
+            match options.mode {
+                RestoreMode::Uffd => blocking(move || ahead.begin(&host, &stored, options)).await.map(Some),
+                RestoreMode::File => Ok(None),
+            }
+        };
         let stored = from.clone();
         let verified = blocking(move || stored.verify());
-        let (verified, ready) = tokio::join!(verified, self.restore_parts(image, from, options.mode));
+        let (memory, verified, ready) =
+            tokio::join!(memory, verified, self.restore_parts(image, from, options.mode));
         verified?;
         let (parts, fault_server) = ready?;
         self.watch.monitor_is_ready();
-        let paging = self.load(&parts, from, options, fault_server).await?;
+        let paging = self.load(&parts, from, options, memory?, fault_server).await?;
         self.watch.is_loaded();
         checkpoint("resume.loaded")?;
         let watch = std::mem::replace(&mut self.watch, Stopwatch::start());
@@ -159,6 +169,7 @@ impl Assembly {
         parts: &Parts,
         from: &Stored,
         options: RestoreOptions,
+        memory: Option<Begun>,
         fault_server: Reserved,
     ) -> Result<Option<Paging>, Cause> {
         let mut paging = None;
@@ -166,13 +177,13 @@ impl Assembly {
         let state = blocking(move || copy_in(&dirs, &saved, LOADED_STATE)).await?;
         parts.monitor.give(&state)?;
         let loaded = state.clone();
-        let backend = match options.mode {
-            RestoreMode::File => flat_layer(from)?,
-            RestoreMode::Uffd => {
+        let backend = match memory {
+            None => flat_layer(from)?,
+            Some(begun) => {
                 let socket = self.identity.dirs.fault_socket();
-                let (host, from, cached) = (Arc::clone(&self.host), from.clone(), parts.reads_memory);
+                let (from, cached) = (from.clone(), parts.reads_memory);
                 let end = (socket.clone(), parts.monitor.killer());
-                let start = move || fault_server.start(&host, &from, options, cached, end);
+                let start = move || fault_server.start(&from, options, begun, cached, end);
                 paging = Some(blocking(start).await?);
                 parts.monitor.give(&socket)?;
                 socket
@@ -204,8 +215,9 @@ impl Assembly {
         }
     }
 
-    fn claim(&mut self) -> Result<(), Cause> {
-        self.host.active.claim(&self.identity.id, &mut self.undo)
+    fn claim(&mut self, step: Step) -> Result<(), Cause> {
+        self.entry = Some(self.host.registry.enter(&self.identity, step, &mut self.undo)?);
+        Ok(())
     }
 
     /// The directory of a new sandbox's durable data.
@@ -255,19 +267,16 @@ impl Assembly {
         .await
     }
 
+    /// A slot with the policy in force.
     async fn network(&mut self) -> Result<Slot, Cause> {
-        let (host, identity, reaper) =
-            (Arc::clone(&self.host), self.identity.clone(), self.host.reaper.clone());
+        let (host, policy) = (Arc::clone(&self.host), self.identity.spec.network.clone());
+        let reaper = self.host.reaper.clone();
         building(&mut self.undo, &reaper, move |undo| {
-            let mut tried = 0;
-            loop {
-                tried = host.slots.claim(tried, undo)?;
-                match host.net.slot(SlotSpec { sandbox: identity.id.clone(), index: tried }, undo) {
-                    // Another host on this machine has it.
-                    Err(NetError::IndexTaken { .. }) => continue,
-                    result => return Ok(result?),
-                }
+            let slot = host.slots().take(&policy.egress, undo)?;
+            if policy.bandwidth.is_some() {
+                slot.set_bandwidth(policy.bandwidth)?;
             }
+            Ok(slot)
         })
         .await
     }
@@ -296,9 +305,36 @@ impl Assembly {
     fn live(&self, parts: Parts, paging: Option<Paging>, restored: Option<Stopwatch>) -> Live {
         let Parts { monitor, disk, image, slot, reads_memory } = parts;
         let contact = restored.as_ref().map(|watch| watch.contact.clone()).unwrap_or_default();
-        let agent = agent_client(slot, contact, &self.identity.token);
-        Live { identity: self.identity.clone(), monitor, disk, image, agent, paging, restored, reads_memory }
+        let identity = self.identity.clone();
+        let agent = agent_client(slot.clone(), contact, &identity.token);
+        let network = Network::new(slot, identity.spec.network.clone());
+        let clock = match &self.entry {
+            Some(entry) => entry.clock.clone(),
+            None => Clock::new(identity.spec.lifetime),
+        };
+        Live {
+            identity,
+            monitor,
+            disk,
+            image,
+            network,
+            agent,
+            paging,
+            restored,
+            reads_memory,
+            clock,
+            expired: OnceLock::new(),
+        }
     }
+}
+
+/// What takes back all that an assembly built, and what it is known by.
+pub(crate) struct Built {
+    pub(crate) undo: UndoList,
+    /// Nothing where the sandbox belongs to somebody else.
+    pub(crate) entry: Option<Arc<Entry>>,
+    /// The step that removes the sandbox's data.
+    pub(crate) data_step: Option<StepId>,
 }
 
 /// What a machine stands on.

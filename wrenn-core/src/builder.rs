@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, ImageName, MiB, SandboxId};
+use wrenn_net::{Bandwidth, EgressPolicy};
 
 use crate::assembly::Identity;
 use crate::error::Error;
 use crate::host::Host;
-use crate::machine::Machine;
+use crate::lifetime::{Lifetime, OnTimeout};
+use crate::machine::{Entered, Machine};
+use crate::network::NetworkPolicy;
 use crate::sandbox::Sandbox;
 use crate::spec::{SandboxSpec, host_memory};
 
@@ -33,6 +36,9 @@ impl SandboxBuilder {
             memory: DEFAULT_MEMORY,
             disk: None,
             env: BTreeMap::new(),
+            network: NetworkPolicy::default(),
+            lifetime: Lifetime::default(),
+            metadata: BTreeMap::new(),
             ready_timeout_ms: DEFAULT_READY_TIMEOUT.as_millis() as u64,
         };
         Self { host, spec }
@@ -62,6 +68,35 @@ impl SandboxBuilder {
         self
     }
 
+    /// Gives it something to be found by in [`Host::list`]: up to 64 entries, keys of up to 128 bytes, values of up to 4096.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.spec.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// How long it may be idle, and what becomes of it then; for ever where not set.
+    ///
+    /// It is idle while no command runs that somebody waits for, no file is moved, and nothing passes through ports
+    /// that were [published](crate::Sandbox::publish). It expires within about a second of its time. One that is to be
+    /// paused and cannot runs on, and is tried again; see [`Host::events`].
+    pub fn timeout(mut self, timeout: Duration, then: OnTimeout) -> Self {
+        self.spec.lifetime = Lifetime::new(Some(timeout), then);
+        self
+    }
+
+    /// What the guest may reach; where not set, the internet: neither private networks, nor the cloud's metadata, nor
+    /// the host, nor other sandboxes. It is in force before the guest's first packet, and again after a resume.
+    pub fn egress(mut self, policy: EgressPolicy) -> Self {
+        self.spec.network.egress = policy;
+        self
+    }
+
+    /// Bounds what passes between the guest and the network, each way for itself; no bound where not set.
+    pub fn bandwidth(mut self, bound: Bandwidth) -> Self {
+        self.spec.network.bandwidth = Some(bound);
+        self
+    }
+
     /// How long the guest may take from its start, or from a resume, until its agent answers; 60 seconds where not set.
     pub fn ready_timeout(mut self, limit: Duration) -> Self {
         self.spec.set_ready_timeout(limit);
@@ -82,7 +117,7 @@ impl SandboxBuilder {
         let id = SandboxId::random();
         let dirs = host.layout.sandbox(&id);
         let identity = Identity { id, dirs, spec: self.spec, token: AccessToken::random() };
-        let machine = Machine::boot(&host, identity).await?;
-        Ok(Sandbox::booted(host, machine))
+        let Entered { machine, entry } = Machine::boot(&host, identity).await?;
+        Sandbox::started(host, machine, entry, None).await
     }
 }

@@ -23,6 +23,7 @@ use crate::error::Cause;
 use crate::layout::StoreDir;
 use crate::machine::Live;
 use crate::memory::{self, Saved};
+use crate::spec::SandboxSpec;
 use crate::step::{blocking, checkpoint};
 use crate::stored::{DISK, MEMORY, Record, STATE, SnapshotKind, Stored, WORKING_SET};
 
@@ -111,7 +112,11 @@ fn record(live: &Live, kind: SnapshotKind, memory_written: Bytes) -> Record {
     let identity = live.identity.clone();
     Record {
         id: identity.id,
-        spec: identity.spec,
+        spec: SandboxSpec {
+            network: live.network.policy(),
+            lifetime: live.clock.lifetime(),
+            ..identity.spec
+        },
         image: live.image.clone(),
         token: identity.token,
         kind,

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use wrenn_agent_api::{ProcessEvent, ProcessStream, Selector, Signal};
 
 use crate::error::{Cause, Error};
+use crate::lifetime::Activity;
 use crate::machine::Live;
 
 /// How much `output` collects of each stream where nothing else is said.
@@ -55,6 +56,8 @@ pub struct Output {
 pub struct Process {
     live: Arc<Live>,
     events: ProcessStream,
+    /// Until it has ended: a command that somebody waits for keeps the sandbox from being idle.
+    activity: Option<Activity>,
 }
 
 impl Command {
@@ -117,7 +120,8 @@ impl Command {
     /// After a drop it is unknown whether the command was started.
     pub async fn spawn(self) -> Result<Process, Error> {
         let events = self.live.ask(self.live.agent.start(self.command)).await?;
-        Ok(Process { live: self.live, events })
+        let activity = Some(self.live.activity());
+        Ok(Process { live: self.live, events, activity })
     }
 
     /// Runs the command to its end and collects what it prints.
@@ -169,6 +173,7 @@ impl Process {
         let event = self.live.ask(self.events.next()).await?;
         if let Some(ProcessEvent::End { .. }) = event {
             self.live.command_answered();
+            self.activity = None;
         }
         Ok(event)
     }

@@ -171,6 +171,8 @@ mod tests {
     use wrenn_base::MiB;
 
     use super::*;
+    use crate::lifetime::Lifetime;
+    use crate::network::NetworkPolicy;
 
     #[test]
     fn limits_grow_with_the_sandbox() {
@@ -180,6 +182,9 @@ mod tests {
             memory: MiB(256),
             disk: None,
             env: BTreeMap::new(),
+            network: NetworkPolicy::default(),
+            lifetime: Lifetime::default(),
+            metadata: BTreeMap::new(),
             ready_timeout_ms: 1,
         };
         let small = limits(&spec);

@@ -18,6 +18,8 @@ use wrenn_storage::{Digest, DiskError, ImageError, MemoryError, SnapshotError};
 use wrenn_uffd::UffdError;
 use wrenn_vmm::VmmError;
 
+use crate::lifetime::OnTimeout;
+
 /// A failed call: what went wrong first, and what could not be undone after it.
 pub struct Error {
     cause: Box<Cause>,
@@ -100,11 +102,39 @@ pub enum Cause {
         /// The sandbox.
         id: SandboxId,
     },
-    /// Every network slot is in use.
-    #[error("all {last} network slots of this host are in use; destroy or pause a sandbox first")]
-    NoFreeSlot {
-        /// How many there are.
-        last: u16,
+    /// Nobody in the guest took a connection to a port.
+    #[error("port {port} of sandbox {id} could not be reached")]
+    Port {
+        /// The sandbox.
+        id: SandboxId,
+        /// The guest's port.
+        port: u16,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A port was to be published at an address that cannot be listened at.
+    #[error("cannot listen at {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The sandbox was idle for its timeout, or its host was shut down, and has become what was asked for then.
+    #[error("sandbox {id} was idle for its timeout, or its host was shut down: it is {}", match then { OnTimeout::Pause => "paused; resume it", OnTimeout::Destroy => "destroyed" })]
+    Expired {
+        /// The sandbox.
+        id: SandboxId,
+        /// What was asked for.
+        then: OnTimeout,
+    },
+    /// A sandbox was not ended within the time that a shutdown had.
+    #[error("sandbox {id} was not ended within {limit:?}, and may run on")]
+    ShutdownLimit {
+        /// The sandbox.
+        id: SandboxId,
+        /// The time.
+        limit: Duration,
     },
     /// No sandbox of that id is stored here.
     #[error("no paused sandbox {id} is stored in this data directory")]

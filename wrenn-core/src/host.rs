@@ -6,22 +6,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wrenn_base::{ImageName, Reaper, SandboxId, TemplateName, UndoList};
-use wrenn_net::HostNet;
+use wrenn_net::SlotPool;
 use wrenn_storage::{GuestFiles, ImageRegistry, RootDisks};
 use wrenn_vmm::MonitorProgram;
 
 use crate::builder::SandboxBuilder;
 use crate::caches::PageCaches;
-use crate::claims::{ActiveSandboxes, SlotIndices, TemplatesInUse};
 use crate::compaction::Compactions;
 use crate::containment::Cells;
 use crate::error::{Cause, Error};
+use crate::events::EventKind;
 use crate::layout::Layout;
-use crate::machine::UNDO_LIMIT;
+use crate::lifecycle::SandboxState;
+use crate::machine::{Live, UNDO_LIMIT};
 use crate::opening::HostBuilder;
 use crate::paused::PausedSandbox;
+use crate::registry::Registry;
 use crate::step::{blocking, undo_all};
 use crate::template::{self, Template};
+use crate::templates_in_use::TemplatesInUse;
 
 /// How long a host that is being closed waits for calls that were cancelled.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
@@ -42,9 +45,9 @@ pub(crate) struct HostInner {
     pub(crate) reaper: Reaper,
     pub(crate) images: ImageRegistry,
     pub(crate) disks: RootDisks,
-    pub(crate) net: HostNet,
-    pub(crate) slots: SlotIndices,
-    pub(crate) active: ActiveSandboxes,
+    /// Ends before the network that it makes slots in, which `undo` removes.
+    pub(crate) slots: Option<SlotPool>,
+    pub(crate) registry: Registry,
     pub(crate) templates: TemplatesInUse,
     pub(crate) caches: PageCaches,
     pub(crate) compactions: Compactions,
@@ -59,6 +62,21 @@ pub(crate) struct HostInner {
 }
 
 impl HostInner {
+    pub(crate) fn slots(&self) -> &SlotPool {
+        self.slots.as_ref().expect("it is taken only at the host's end")
+    }
+
+    /// Has the end of a guest that ends by itself told.
+    pub(crate) fn tell_of_end(&self, live: &Live) {
+        let (registry, id, exit) = (self.registry.clone(), live.identity.id.clone(), live.monitor.exit());
+        self.runtime.spawn(async move {
+            let status = exit.await.status.to_string();
+            if registry.state(&id) == Some(SandboxState::Running) {
+                registry.tell(&id, EventKind::GuestEnded { status });
+            }
+        });
+    }
+
     pub(crate) fn guest_files(&self) -> Result<GuestFiles, Cause> {
         Ok(GuestFiles::open(&self.data)?)
     }
@@ -67,6 +85,10 @@ impl HostInner {
 impl Drop for HostInner {
     /// Waits for the reaper: a program that ends, perhaps on an error, would else leave its last monitors behind.
     fn drop(&mut self) {
+        self.registry.abandon_all();
+        // Its watch over timeouts ends.
+        self.registry.look_anew();
+        drop(self.slots.take());
         drop(self.undo.take());
         if !self.reaper.wait_idle(UNDO_LIMIT) {
             tracing::warn!("what the last sandboxes stood on is still being removed");
@@ -151,15 +173,19 @@ impl Host {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.inner.compactions.stop_all().await;
-        let reaper = self.inner.reaper.clone();
-        blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
         let mut inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
+        inner.registry.abandon_all();
+        let reaper = inner.reaper.clone();
+        blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
+        let slots = inner.slots.take().expect("only a drop takes it before");
+        let mut failures = blocking(move || slots.close(UNDO_LIMIT)).await;
         let undo = inner.undo.take().expect("only a drop takes it before");
-        Error::from_cleanup("closing the host", undo_all(undo, UNDO_LIMIT).await)
+        failures.extend(undo_all(undo, UNDO_LIMIT).await);
+        Error::from_cleanup("closing the host", failures)
     }
 }
 
-fn stored_sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Cause> {
+pub(crate) fn stored_sandboxes(layout: &Layout) -> Result<Vec<SandboxId>, Cause> {
     let dir = layout.sandboxes();
     let mut ids = Vec::new();
     for entry in fs::read_dir(&dir).map_err(|source| Cause::io("list", &dir, source))? {

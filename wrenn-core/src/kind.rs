@@ -1,5 +1,7 @@
 //! Which kind each cause is: the one table that programs decide by.
 
+use std::io;
+
 use wrenn_agent_api::AgentError;
 use wrenn_net::NetError;
 use wrenn_storage::{DiskError, ImageError, MemoryError, SnapshotError};
@@ -22,7 +24,7 @@ impl Cause {
             | Self::OutputTooLarge { .. }
             | Self::FixedBySnapshot { .. }
             | Self::NotOneLayer { .. } => ErrorKind::InvalidInput,
-            Self::Device { .. } | Self::NoFreeSlot { .. } => ErrorKind::HostUnfit,
+            Self::Device { .. } => ErrorKind::HostUnfit,
             Self::DataDirBusy { .. }
             | Self::HostInUse
             | Self::SandboxBusy { .. }
@@ -32,8 +34,12 @@ impl Cause {
             Self::BadHostFile { .. } | Self::BadSnapshot { .. } | Self::OtherImage { .. } => {
                 ErrorKind::Corrupt
             }
-            Self::AgentSilent { .. } => ErrorKind::TimedOut,
-            Self::GuestEnded { .. } | Self::Paging { .. } => ErrorKind::GuestEnded,
+            Self::AgentSilent { .. } | Self::ShutdownLimit { .. } => ErrorKind::TimedOut,
+            Self::Port { source, .. } if source.kind() == io::ErrorKind::TimedOut => ErrorKind::TimedOut,
+            Self::Port { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused => {
+                ErrorKind::NotFound
+            }
+            Self::GuestEnded { .. } | Self::Paging { .. } | Self::Expired { .. } => ErrorKind::GuestEnded,
             Self::Cleanup { .. } => ErrorKind::Cleanup,
             Self::Agent(e) => agent(e),
             Self::Vmm(e) => vmm(e),
@@ -43,9 +49,12 @@ impl Cause {
             Self::Snapshot(e) => snapshot(e),
             Self::Memory(e) => memory(e),
             Self::GuestMemory(wrenn_vmm::MemoryError::Gone) => ErrorKind::GuestEnded,
-            Self::Uffd(_) | Self::Io { .. } | Self::GuestMemory(_) | Self::GuestMemorySize { .. } => {
-                ErrorKind::System
-            }
+            Self::Uffd(_)
+            | Self::Io { .. }
+            | Self::Port { .. }
+            | Self::Listen { .. }
+            | Self::GuestMemory(_)
+            | Self::GuestMemorySize { .. } => ErrorKind::System,
         }
     }
 
@@ -53,6 +62,7 @@ impl Cause {
     pub(crate) fn may_be_the_guests_end(&self) -> bool {
         match self {
             Self::Agent(e) => e.is_unreachable(),
+            Self::Port { .. } => true,
             Self::Vmm(e) => matches!(
                 e,
                 VmmError::NotListening { .. } | VmmError::Protocol { .. } | VmmError::Exited { .. }
@@ -88,9 +98,11 @@ fn vmm(error: &VmmError) -> ErrorKind {
 
 fn net(error: &NetError) -> ErrorKind {
     match error {
-        NetError::NotPermitted { .. } | NetError::NoTun { .. } | NetError::PoolClash { .. } => {
-            ErrorKind::HostUnfit
-        }
+        NetError::NotPermitted { .. }
+        | NetError::NoTun { .. }
+        | NetError::PoolClash { .. }
+        | NetError::NoFreeIndex { .. } => ErrorKind::HostUnfit,
+        NetError::SlotGone { .. } => ErrorKind::GuestEnded,
         _ => ErrorKind::System,
     }
 }

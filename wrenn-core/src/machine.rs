@@ -12,7 +12,7 @@
 //! is returned with the cleanup's beside it.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use wrenn_agent_api::{AccessToken, AgentClient, AgentError, Init};
@@ -21,10 +21,13 @@ use wrenn_storage::{Digest, MemoryImage, RootDisk};
 use wrenn_uffd::FaultStats;
 use wrenn_vmm::MonitorProcess;
 
-use crate::assembly::{Assembly, Identity};
+use crate::assembly::{Assembly, Built, Identity};
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::lifetime::{Activity, Clock, OnTimeout};
+use crate::network::Network;
 use crate::paging::Paging;
+use crate::registry::Entry;
 use crate::restore::{RestoreOptions, Stopwatch};
 use crate::step::undo_all;
 use crate::stored::Stored;
@@ -43,12 +46,22 @@ pub(crate) struct Live {
     pub(crate) disk: RootDisk,
     /// The image under the disk.
     pub(crate) image: Digest,
+    pub(crate) network: Network,
     pub(crate) agent: AgentClient,
     pub(crate) paging: Option<Paging>,
     /// How that took, where it goes on where a snapshot was taken; nothing where it was booted.
     pub(crate) restored: Option<Stopwatch>,
     /// Whether the monitor lets guest memory be read out of its address space.
     pub(crate) reads_memory: bool,
+    pub(crate) clock: Clock,
+    /// What its timeout, or the host's end, has made of it.
+    pub(crate) expired: OnceLock<OnTimeout>,
+}
+
+/// A machine that has come to run, and the sandbox's place in the registry.
+pub(crate) struct Entered {
+    pub(crate) machine: Machine,
+    pub(crate) entry: Arc<Entry>,
 }
 
 /// A running machine; dropping it hands everything it stands on to the reaper.
@@ -60,10 +73,10 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Boots a fresh machine from the spec's image and waits until its agent answers.
-    pub(crate) async fn boot(host: &Arc<HostInner>, identity: Identity) -> Result<Self, Error> {
+    pub(crate) async fn boot(host: &Arc<HostInner>, identity: Identity) -> Result<Entered, Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity);
         let result = assembly.boot().await;
-        Self::from_assembly(assembly, result).await
+        Self::from_assembly(host, assembly, result).await
     }
 
     /// Restores a machine from its own snapshot and waits until its agent answers.
@@ -72,10 +85,10 @@ impl Machine {
         identity: Identity,
         stored: &Stored,
         options: RestoreOptions,
-    ) -> Result<Self, Error> {
+    ) -> Result<Entered, Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity);
         let result = assembly.restore(stored, options).await;
-        Self::from_assembly(assembly, result).await
+        Self::from_assembly(host, assembly, result).await
     }
 
     /// Makes a new machine that goes on where `stored`, the snapshot of another, was taken; also returns its memory
@@ -85,21 +98,29 @@ impl Machine {
         identity: Identity,
         stored: &Stored,
         options: RestoreOptions,
-    ) -> Result<(Self, MemoryImage), Error> {
+    ) -> Result<(Entered, MemoryImage), Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity);
         let (result, memory) = match assembly.adopt(stored).await {
             Ok(own) => (assembly.restore(&own, options).await, Some(own.memory)),
             Err(cause) => (Err(cause), None),
         };
-        let machine = Self::from_assembly(assembly, result).await?;
-        Ok((machine, memory.expect("a machine that was restored has adopted its memory")))
+        let entered = Self::from_assembly(host, assembly, result).await?;
+        Ok((entered, memory.expect("a machine that was restored has adopted its memory")))
     }
 
-    async fn from_assembly(assembly: Assembly, result: Result<Live, Cause>) -> Result<Self, Error> {
-        let (undo, data_step) = assembly.into_undo();
-        match result {
-            Ok(live) => Ok(Self { live: Arc::new(live), undo, data_step }),
-            Err(cause) => Err(Error::with_cleanup(cause, undo_all(undo, UNDO_LIMIT).await)),
+    async fn from_assembly(
+        host: &HostInner,
+        assembly: Assembly,
+        result: Result<Live, Cause>,
+    ) -> Result<Entered, Error> {
+        let Built { mut undo, entry, data_step } = assembly.into_built();
+        match (result, entry) {
+            (Ok(live), Some(entry)) => {
+                host.registry.stop_on_undo(&entry.id, &mut undo);
+                Ok(Entered { machine: Self { live: Arc::new(live), undo, data_step }, entry })
+            }
+            (Ok(_), None) => unreachable!("every way to a machine begins with a claim"),
+            (Err(cause), _) => Err(Error::with_cleanup(cause, undo_all(undo, UNDO_LIMIT).await)),
         }
     }
 
@@ -160,8 +181,32 @@ impl Live {
         if self.restored.is_some() { init.resumed() } else { init }
     }
 
+    /// Begins something that keeps the sandbox from being idle.
+    pub(crate) fn activity(&self) -> Activity {
+        self.clock.activity()
+    }
+
+    /// Notes that the guest's end, which follows, is its timeout's doing, if it is.
+    pub(crate) fn ends_by_timeout(&self, expired: Option<OnTimeout>) {
+        if let Some(then) = expired {
+            self.expired.get_or_init(|| then);
+        }
+    }
+
+    /// What its timeout has made of it, if it has.
+    pub(crate) fn expired(&self) -> Option<OnTimeout> {
+        self.expired.get().copied()
+    }
+
+    /// `cause`, unless the sandbox's timeout explains it.
+    pub(crate) fn expired_or(&self, cause: Cause) -> Cause {
+        let expired = self.expired().map(|then| Cause::Expired { id: self.identity.id.clone(), then });
+        expired.unwrap_or(cause)
+    }
+
     /// Runs a call to the guest's agent.
     pub(crate) async fn ask<T>(&self, call: impl Future<Output = Result<T, AgentError>>) -> Result<T, Error> {
+        let _activity = self.activity();
         Ok(self.while_alive(async { call.await.map_err(Cause::from) }).await?)
     }
 
@@ -190,6 +235,9 @@ impl Live {
     async fn end_of_guest(&self) -> Cause {
         let report = self.monitor.exited().await;
         let id = self.identity.id.clone();
+        if let Some(then) = self.expired() {
+            return Cause::Expired { id, then };
+        }
         match self.paging.as_ref().and_then(Paging::failure) {
             Some(failure) => Cause::Paging { id, source: Arc::clone(failure) },
             None => Cause::GuestEnded { id, status: report.status.to_string(), console: report.console_tail },

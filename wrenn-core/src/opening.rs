@@ -8,24 +8,28 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use wrenn_base::{HostId, Reaper, UndoList};
-use wrenn_net::{HostNet, HostNetSpec};
+use wrenn_net::{HostNet, HostNetSpec, SlotPool};
 use wrenn_storage::{BackendChoice, ImageRegistry, RootDisks, durable};
 use wrenn_vmm::{CgroupTreeSpec, MonitorProgram, VM_DIR, VmmError};
 
 use crate::caches::PageCaches;
-use crate::claims::{ActiveSandboxes, SlotIndices, TemplatesInUse};
 use crate::compaction::{CompactionPolicy, Compactions};
 use crate::containment::{Cells, ContainmentPolicy};
 use crate::error::{Cause, Error};
+use crate::expiry;
 use crate::host::{Host, HostInner};
 use crate::layout::Layout;
 use crate::preflight::{self, Preflight};
+use crate::registry::Registry;
 use crate::step::{blocking, unless_missing};
 use crate::sweep;
+use crate::templates_in_use::TemplatesInUse;
 
 const DEFAULT_DATA: &str = "/var/lib/wrenn";
 const DEFAULT_RUN: &str = "/run/wrenn";
 const FORMAT: u32 = 1;
+/// How many network slots are kept ready where it was not said: a burst of sandboxes, and little on the machine.
+const DEFAULT_READY_SLOTS: usize = 4;
 
 /// How a host is to be opened; see [`Host::builder`].
 #[derive(Debug, Clone, Default)]
@@ -35,6 +39,7 @@ pub struct HostBuilder {
     monitor: Option<MonitorChoice>,
     disks: BackendChoice,
     compaction: CompactionPolicy,
+    ready_slots: Option<usize>,
     containment: ContainmentPolicy,
 }
 
@@ -87,6 +92,14 @@ impl HostBuilder {
         self
     }
 
+    /// How many network slots are made ahead, so that sandboxes need not wait for theirs; 4 where not set.
+    ///
+    /// Each is a network namespace with two interfaces. With 0, a slot is made when a sandbox needs it.
+    pub fn ready_slots(mut self, count: usize) -> Self {
+        self.ready_slots = Some(count);
+        self
+    }
+
     /// How monitors are contained; in all that there is, where not set.
     pub fn containment(mut self, policy: ContainmentPolicy) -> Self {
         self.containment = policy;
@@ -107,8 +120,9 @@ impl HostBuilder {
     /// A dropped future leaves at most the empty data directory.
     pub async fn open(self) -> Result<Host, Error> {
         let runtime = tokio::runtime::Handle::current();
-        let inner = blocking(move || self.open_blocking(runtime)).await?;
-        Ok(Host { inner: Arc::new(inner) })
+        let inner = Arc::new(blocking(move || self.open_blocking(runtime)).await?);
+        inner.runtime.spawn(expiry::watch(Arc::downgrade(&inner), inner.registry.clone()));
+        Ok(Host { inner })
     }
 
     /// Looks at everything that this host needs of the machine, opened or not; nothing stays changed.
@@ -168,15 +182,16 @@ impl HostBuilder {
         let last_slot = net.pool.last_index();
         let net = HostNet::open(net, &mut undo)?;
         sweep::sweep(&layout, &disks, &net, cells.cgroups());
+        let ready = self.ready_slots.unwrap_or(DEFAULT_READY_SLOTS);
+        let slots = SlotPool::start(&net, 1..=last_slot, ready, &reaper)?;
         Ok(HostInner {
             images: ImageRegistry::open(&data)?,
             data: data.clone(),
             layout,
             reaper,
             disks,
-            net,
-            slots: SlotIndices::up_to(last_slot),
-            active: ActiveSandboxes::default(),
+            slots: Some(slots),
+            registry: Registry::default(),
             templates: TemplatesInUse::default(),
             caches: PageCaches::default(),
             compactions: Compactions::new(self.compaction),

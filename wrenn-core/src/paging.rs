@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
 
 use wrenn_base::{Bytes, UndoList};
@@ -33,6 +34,60 @@ struct Recorder {
     done: AtomicBool,
 }
 
+/// A resume's memory before there is a monitor: its cache, into which the first pages are being read already. That ends
+/// when this is dropped, or with the pages; the fault server then goes on from there.
+pub(crate) struct Begun {
+    known: Option<WorkingSet>,
+    cache: Arc<PageCache>,
+    /// What the reading thread looks at.
+    _wanted: Arc<()>,
+}
+
+/// The place of the reading thread in an undo list, which waits for its end: it is told to end when [`Begun`] goes, and
+/// that is earlier, but may be in the midst of a read.
+pub(crate) struct ReadAhead(mpsc::Sender<()>);
+
+impl ReadAhead {
+    pub(crate) fn new(undo: &mut UndoList) -> Self {
+        let (reading, ended) = mpsc::channel();
+        undo.push("the memory that is read ahead", move |deadline| {
+            match ended.recv_timeout(deadline.remaining()) {
+                Err(RecvTimeoutError::Disconnected) => Ok(()),
+                _ => Err("it is still being read".into()),
+            }
+        });
+        Self(reading)
+    }
+
+    /// Begins to fill the cache of `from`'s memory, which other machines share if the options let them. Blocks for
+    /// opening a file.
+    pub(crate) fn begin(
+        self,
+        host: &HostInner,
+        from: &Stored,
+        options: RestoreOptions,
+    ) -> Result<Begun, Cause> {
+        let cache = match options.share_memory {
+            true => host.caches.of(&from.memory)?,
+            false => PageCache::new(Arc::new(ImagePages(from.memory.reader())))?,
+        };
+        let known = from.working_set();
+        let wanted = Arc::new(());
+        let (ahead, still_wanted) = (Arc::clone(&cache), Arc::downgrade(&wanted));
+        let first = prefetch(options.prefetch, known.as_ref());
+        host.runtime.spawn_blocking(move || {
+            // Dropped last: who waits for the end finds the cache let go of.
+            let (_reading, cache) = (self.0, ahead);
+            let limit = Bytes(options.prefetch_limit);
+            if let Err(e) = cache.warm(first, limit, || still_wanted.strong_count() > 0) {
+                // The fault server meets it again, if the guest needs what could not be read.
+                tracing::debug!(error = %e, "memory could not be read ahead");
+            }
+        });
+        Ok(Begun { known, cache, _wanted: wanted })
+    }
+}
+
 /// The place of a fault server in an undo list: it has to stop after the monitor is gone, so its undo is registered
 /// before the monitor's, while it can be made only when the monitor has said what it offers.
 pub(crate) struct Reserved(Arc<OnceLock<Arc<FaultServer>>>);
@@ -53,22 +108,20 @@ impl Reserved {
 
     /// Starts the server of `from`'s memory; what ends it early ends the guest too, by `killer`. Blocks.
     ///
-    /// With `cached` the monitor maps a cache, which other machines share if the options let them.
+    /// With `cached` the monitor maps the cache that was begun.
     pub(crate) fn start(
         self,
-        host: &HostInner,
         from: &Stored,
         options: RestoreOptions,
+        begun: Begun,
         cached: bool,
         (socket, killer): (PathBuf, Killer),
     ) -> Result<Paging, Cause> {
-        let pages = || Arc::new(ImagePages(from.memory.reader()));
-        let backing: Backing = match (cached, options.share_memory) {
-            (true, true) => host.caches.of(&from.memory)?.into(),
-            (true, false) => PageCache::new(pages())?.into(),
-            (false, _) => pages().into(),
+        let Begun { known, cache, .. } = begun;
+        let backing: Backing = match cached {
+            true => cache.into(),
+            false => Arc::new(ImagePages(from.memory.reader())).into(),
         };
-        let known = from.working_set();
         let failure = Arc::new(OnceLock::new());
         let report = Arc::clone(&failure);
         let on_failure = move |error| {

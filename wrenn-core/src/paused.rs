@@ -1,21 +1,24 @@
 //! A sandbox on disk.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use wrenn_base::{Bytes, SandboxId, TemplateName, UndoList};
-use wrenn_storage::{ImageUsage, MemoryImage};
+use wrenn_base::{Bytes, ImageName, SandboxId, TemplateName, UndoList};
+use wrenn_storage::{Collision, DiskSpec, Image, ImageDetails, ImageError, ImageUsage};
 
 use crate::assembly::Identity;
 use crate::capture;
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::instance::Origin;
 use crate::layout::SandboxDirs;
-use crate::machine::{Machine, UNDO_LIMIT};
+use crate::lifecycle::Step;
+use crate::machine::{Entered, Machine, UNDO_LIMIT};
 use crate::restore::RestoreOptions;
-use crate::sandbox::{Origin, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::step::{blocking, undo_all};
-use crate::stored::{STATE, SnapshotKind, Stored};
+use crate::stored::{DISK, Record, STATE, SnapshotKind, Stored};
 use crate::template::{self, Template};
 
 /// A sandbox that is paused: one complete snapshot on disk, and no process, device or network.
@@ -52,20 +55,18 @@ pub struct ResumeError {
 }
 
 impl PausedSandbox {
-    pub(crate) fn captured(host: Arc<HostInner>, identity: Identity, stored: Stored) -> Self {
+    /// The sandbox that `stored`, a snapshot of its own, is of.
+    pub(crate) fn of(host: Arc<HostInner>, stored: Stored) -> Self {
+        let Record { id, spec, token, .. } = stored.record.clone();
+        let identity = Identity { dirs: host.layout.sandbox(&id), id, spec, token };
         let info = SnapshotInfo::new(&stored);
         Self { host, identity, stored, info }
     }
 
     pub(crate) async fn open(host: Arc<HostInner>, id: SandboxId) -> Result<Self, Error> {
         let dirs = host.layout.sandbox(&id);
-        let stored = {
-            let (dirs, id) = (dirs.clone(), id.clone());
-            blocking(move || open(&dirs, id)).await?
-        };
-        let identity =
-            Identity { id, dirs, spec: stored.record.spec.clone(), token: stored.record.token.clone() };
-        Ok(Self::captured(host, identity, stored))
+        let stored = blocking(move || open(&dirs, id)).await?;
+        Ok(Self::of(host, stored))
     }
 
     /// The sandbox's id.
@@ -111,21 +112,18 @@ impl PausedSandbox {
     /// # Cancel safety
     /// As for [`resume`](Self::resume).
     pub async fn resume_with(self, options: RestoreOptions) -> Result<Sandbox, ResumeError> {
-        match self.restore(options).await {
-            Ok((machine, memory)) => {
-                let origin = Origin { generation: self.stored.snapshot.generation(), memory };
-                Ok(Sandbox::resumed(self.host, machine, origin))
-            }
-            Err(source) => Err(ResumeError { source, paused: Box::new(self) }),
-        }
+        let sandbox = self.restore(options).await;
+        sandbox.map_err(|source| ResumeError { source, paused: Box::new(self) })
     }
 
-    async fn restore(&self, options: RestoreOptions) -> Result<(Machine, MemoryImage), Error> {
+    async fn restore(&self, options: RestoreOptions) -> Result<Sandbox, Error> {
         // Its layers may have been merged since this handle was made.
         let (dirs, id) = (self.identity.dirs.clone(), self.identity.id.clone());
         let stored = blocking(move || open(&dirs, id)).await?;
-        let machine = Machine::restore(&self.host, self.identity.clone(), &stored, options).await?;
-        Ok((machine, stored.memory))
+        let Entered { machine, entry } =
+            Machine::restore(&self.host, self.identity.clone(), &stored, options).await?;
+        let origin = Origin { generation: stored.snapshot.generation(), memory: stored.memory };
+        Sandbox::started(Arc::clone(&self.host), machine, entry, Some(origin)).await
     }
 
     /// Makes a template of the sandbox, which stays as it is. Nothing is copied: both hold on to the same files.
@@ -138,8 +136,7 @@ impl PausedSandbox {
     /// A dropped future leaves the whole template or none.
     pub async fn to_template(&self, name: &str) -> Result<Template, Error> {
         let name: TemplateName = name.parse()?;
-        let mut claim = UndoList::new(&self.host.reaper);
-        self.host.active.claim(&self.identity.id, &mut claim)?;
+        let claim = self.claim()?;
         self.host.compactions.stop(&self.identity.id).await;
         let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
         let new = name.clone();
@@ -152,6 +149,48 @@ impl PausedSandbox {
         .await?;
         undo_all(made, UNDO_LIMIT).await;
         Ok(Template::new(Arc::clone(&self.host), name))
+    }
+
+    /// Makes an image of the sandbox's disk, for sandboxes that boot from what was installed there; it stays as it is.
+    ///
+    /// Only what the guest had written to its disk is in it: have it `sync` before the pause.
+    ///
+    /// ```no_run
+    /// # async fn example(sandbox: wrenn_core::Sandbox) -> Result<(), Box<dyn std::error::Error>> {
+    /// sandbox.exec("apt-get install -y git && sync").await?;
+    /// let image = sandbox.pause().await?.to_image("with-git").await?;
+    /// println!("{}: {} on disk", image.name, image.allocated()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `name` is no valid name, or taken ([`Busy`](crate::ErrorKind::Busy)); the sandbox is being resumed elsewhere; its
+    /// own image is gone or another by now; or the disk is full: no image is left then.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the whole image or none.
+    pub async fn to_image(&self, name: &str) -> Result<Image, Error> {
+        let name: ImageName = name.parse()?;
+        let claim = self.claim()?;
+        let (host, dirs, id) = (Arc::clone(&self.host), self.identity.dirs.clone(), self.identity.id.clone());
+        let waiting = Arc::new(());
+        let still_waiting = Arc::downgrade(&waiting);
+        let (image, claim) = blocking(move || {
+            let wanted = || still_waiting.strong_count() > 0;
+            Ok::<_, Cause>((make_image(&host, &open(&dirs, id)?, &name, wanted)?, claim))
+        })
+        .await?;
+        drop(waiting);
+        undo_all(claim, UNDO_LIMIT).await;
+        Ok(image)
+    }
+
+    /// Keeps everybody else from the sandbox until what is returned has run.
+    fn claim(&self) -> Result<UndoList, Cause> {
+        let mut claim = UndoList::new(&self.host.reaper);
+        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
+        Ok(claim)
     }
 
     /// Begins merging the layers of the sandbox's memory in the background, if there are more than the host's
@@ -173,8 +212,7 @@ impl PausedSandbox {
     /// # Cancel safety
     /// A dropped future does not stop the removal.
     pub async fn destroy(self) -> Result<(), Error> {
-        let mut claim = UndoList::new(&self.host.reaper);
-        self.host.active.claim(&self.identity.id, &mut claim)?;
+        let claim = self.claim()?;
         self.host.compactions.stop(&self.identity.id).await;
         let dirs = self.identity.dirs;
         Ok(blocking(move || {
@@ -200,6 +238,28 @@ impl SnapshotInfo {
         let Stored { snapshot, record, .. } = stored;
         Self { kind: record.kind, memory_written: record.memory_written, generation: snapshot.generation() }
     }
+}
+
+/// Makes an image of a snapshot's disk, for as long as it is `wanted`.
+fn make_image(
+    host: &HostInner,
+    stored: &Stored,
+    name: &ImageName,
+    wanted: impl Fn() -> bool,
+) -> Result<Image, Cause> {
+    let Record { id, spec, .. } = &stored.record;
+    if host.images.get(name).is_ok() {
+        return Err(ImageError::AlreadyRegistered { name: name.clone() }.into());
+    }
+    let base = stored.image(&host.images)?;
+    let staged = host.images.stage(name)?;
+    let disk = DiskSpec { sandbox: id, image: &base.rootfs, cow: &stored.file(DISK), size: spec.disk };
+    host.disks.flatten(&disk, &staged.rootfs(), |_| match wanted() {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
+    })?;
+    let details = ImageDetails { source: format!("the disk of sandbox {id}"), ..base.details };
+    Ok(host.images.register(staged, details, Collision::Refuse, &mut |_| {})?)
 }
 
 /// Opens the latest snapshot of a sandbox.

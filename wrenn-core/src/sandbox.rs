@@ -1,26 +1,27 @@
 //! A running sandbox.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::sync::Mutex;
 use wrenn_base::{Bytes, SandboxId, TemplateName};
-use wrenn_storage::MemoryImage;
 use wrenn_uffd::FaultStats;
 use wrenn_vmm::ExitReport;
 
-use crate::capture;
 use crate::command::{Command, Output};
 use crate::error::{Cause, Error};
 use crate::files::Files;
 use crate::host::HostInner;
-use crate::machine::Machine;
+use crate::instance::{Instance, Origin, pause_held};
+use crate::lifecycle::{SandboxState, Step};
+use crate::lifetime::OnTimeout;
+use crate::machine::{Live, Machine};
 use crate::paused::PausedSandbox;
+use crate::registry::{Entry, Held};
 use crate::restore::RestoreTimings;
-use crate::running::{Capture, capture_running};
-use crate::step::blocking;
-use crate::stored::Stored;
+use crate::running::Capture;
+use crate::step::{blocking, to_its_end};
 use crate::template::{self, Changes, StagedTemplate, TakenSnapshot, Template};
 
 /// A guest that runs: commands can be run in it and files moved.
@@ -28,23 +29,14 @@ use crate::template::{self, Changes, StagedTemplate, TakenSnapshot, Template};
 /// Dropping it ends the guest and removes everything it stands on, in the background. A snapshot that it was resumed
 /// from stays, and can be had again with [`Host::paused`](crate::Host::paused); a sandbox that was never paused is
 /// gone. [`destroy`](Self::destroy) does the same in the foreground and removes the snapshot too.
+///
+/// With a [timeout](crate::SandboxBuilder::timeout) the host itself may pause or destroy it: calls then say so
+/// ([`Cause::Expired`]), and [`pause`](Self::pause) and `destroy` find it where it is.
 pub struct Sandbox {
     host: Arc<HostInner>,
-    machine: Machine,
-    /// The snapshot that this sandbox was resumed from.
-    origin: Option<Origin>,
-    /// Whether the monitor's log has every page written since `origin`: a failed pause, and a snapshot of the running
-    /// guest, may have made it forget. Without meaning where guest memory is read instead.
-    dirty_pages_known: AtomicBool,
-    /// Held while the guest is captured and runs on.
-    capturing: Mutex<()>,
-}
-
-/// A snapshot that a running sandbox came from. Its layers may still be read by page faults.
-pub(crate) struct Origin {
-    /// Which of the sandbox's own snapshots it is; 0 for another's.
-    pub(crate) generation: u64,
-    pub(crate) memory: MemoryImage,
+    live: Arc<Live>,
+    /// Where the machine is, for whoever works on it.
+    entry: Arc<Entry>,
 }
 
 /// A pause that failed: why, and the sandbox, running as before, unless its guest has ended.
@@ -59,29 +51,44 @@ pub struct PauseError {
 }
 
 impl Sandbox {
-    pub(crate) fn booted(host: Arc<HostInner>, machine: Machine) -> Self {
-        Self {
-            host,
-            machine,
-            origin: None,
-            dirty_pages_known: AtomicBool::new(false),
-            capturing: Mutex::default(),
-        }
+    /// Enters a machine that has come to run.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing: the machine goes with it.
+    pub(crate) async fn started(
+        host: Arc<HostInner>,
+        machine: Machine,
+        entry: Arc<Entry>,
+        origin: Option<Origin>,
+    ) -> Result<Self, Error> {
+        let live = Arc::clone(&machine.live);
+        let mut held = entry.hold().await;
+        // Its time begins now, however long it took to get here.
+        entry.clock.touch();
+        host.registry.step(&entry.id, Step::Started)?;
+        *held = Some(Instance::new(machine, origin));
+        drop(held);
+        host.tell_of_end(&live);
+        host.registry.look_anew();
+        Ok(Self { host, live, entry })
     }
 
-    pub(crate) fn resumed(host: Arc<HostInner>, machine: Machine, origin: Origin) -> Self {
-        let dirty_pages_known = AtomicBool::new(true);
-        Self { host, machine, origin: Some(origin), dirty_pages_known, capturing: Mutex::default() }
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.host.runtime
     }
 
     /// The sandbox's id, the same across pauses.
     pub fn id(&self) -> &SandboxId {
-        &self.machine.live.identity.id
+        &self.live.identity.id
     }
 
     /// Begins a command: the program's name or path, with arguments, environment and the rest to be added.
     pub fn command(&self, program: impl Into<String>) -> Command {
-        Command::new(Arc::clone(&self.machine.live), program.into())
+        Command::new(Arc::clone(&self.live), program.into())
     }
 
     /// Runs a line of shell (`/bin/sh -c`) to its end and collects what it prints.
@@ -97,32 +104,32 @@ impl Sandbox {
 
     /// The guest's files.
     pub fn files(&self) -> Files {
-        Files::new(Arc::clone(&self.machine.live))
+        Files::new(Arc::clone(&self.live))
     }
 
     /// How the guest's memory has been paged in since the resume; nothing for a sandbox that was booted.
     pub fn fault_stats(&self) -> Option<FaultStats> {
-        self.machine.live.fault_stats()
+        self.live.fault_stats()
     }
 
     /// How long its resume took, step by step; nothing for a sandbox that was booted.
     pub fn restore_timings(&self) -> Option<RestoreTimings> {
-        self.machine.live.restored.as_ref()?.timings()
+        self.live.restored.as_ref()?.timings()
     }
 
     /// The size of the guest's memory.
     pub fn memory(&self) -> Bytes {
-        self.machine.live.identity.spec.memory.bytes()
+        self.live.identity.spec.memory.bytes()
     }
 
     /// Waits until the guest ends by itself, and says how. Cancel safe.
     pub async fn exited(&self) -> ExitReport {
-        self.machine.live.monitor.exited().await
+        self.live.monitor.exited().await
     }
 
     /// The process number of the sandbox's monitor.
     pub fn monitor_pid(&self) -> i32 {
-        self.machine.live.monitor.pid()
+        self.live.monitor.pid()
     }
 
     /// Pauses the sandbox to disk: machine state, memory and root disk, as one snapshot, and ends its monitor.
@@ -138,72 +145,22 @@ impl Sandbox {
     /// [`Host::paused`](crate::Host::paused).
     pub async fn pause(self) -> Result<PausedSandbox, PauseError> {
         let runtime = self.host.runtime.clone();
-        match runtime.spawn(self.pause_to_the_end()).await {
-            Ok(result) => result,
-            Err(e) => std::panic::resume_unwind(e.into_panic()),
-        }
+        to_its_end(&runtime, self.pause_to_the_end()).await
     }
 
     async fn pause_to_the_end(self) -> Result<PausedSandbox, PauseError> {
-        let generation = self.origin.as_ref().map_or(0, |origin| origin.generation) + 1;
-        // Whatever merges the layers of the snapshot that this one builds on has to be done with it.
-        self.host.compactions.stop(self.id()).await;
-        let captured = match self.base().await {
-            Ok((stored, memory)) => {
-                capture::capture(&self.machine.live, stored.as_ref(), memory, generation).await
-            }
-            Err(cause) => Err(cause),
-        };
-        match captured {
-            Ok(stored) => Ok(self.leave_behind(stored).await),
+        let mut held = self.entry.hold().await;
+        if held.is_none() && self.live.expired() == Some(OnTimeout::Pause) {
+            let paused = PausedSandbox::open(Arc::clone(&self.host), self.id().clone()).await;
+            return paused.map_err(|source| PauseError { source, sandbox: None });
+        }
+        match pause_held(&self.host, &self.entry, &mut held, None).await {
+            Ok(paused) => Ok(paused),
             Err(cause) => {
-                self.dirty_pages_known.store(false, Ordering::Relaxed);
-                self.drop_orphaned_layers().await;
-                let ended = self.machine.live.monitor.exit_report().is_some();
-                let sandbox = (!ended).then(|| Box::new(self));
-                Err(PauseError { source: cause.into(), sandbox })
+                let source = self.live.expired_or(cause).into();
+                let sandbox = held.is_some().then(|| Box::new(self));
+                Err(PauseError { source, sandbox })
             }
-        }
-    }
-
-    /// What a diff of the guest is a diff of: its own latest snapshot, as it is on disk now, and the memory image that
-    /// it came from. Neither, where it was booted; no memory, where what changed since is not known.
-    async fn base(&self) -> Result<(Option<Stored>, Option<MemoryImage>), Cause> {
-        let Some(origin) = &self.origin else { return Ok((None, None)) };
-        let known = self.machine.live.reads_memory || self.dirty_pages_known.load(Ordering::Relaxed);
-        if origin.generation == 0 {
-            return Ok((None, known.then(|| origin.memory.clone())));
-        }
-        let store = self.machine.live.identity.dirs.store.clone();
-        let stored = blocking(move || Stored::open(&store)).await?;
-        let memory = stored.as_ref().map(|stored| stored.memory.clone()).filter(|_| known);
-        Ok((stored, memory))
-    }
-
-    /// Takes the machine down around a committed snapshot.
-    async fn leave_behind(mut self, stored: Stored) -> PausedSandbox {
-        self.machine.keep_data();
-        let identity = self.machine.live.identity.clone();
-        for failure in self.machine.dismantle().await {
-            // The snapshot is whole and nothing of it depends on what is left: report it, do not fail the pause.
-            tracing::warn!(sandbox = %identity.id, step = %failure.what, error = %failure.source, "left behind by a pause");
-        }
-        let paused = PausedSandbox::captured(self.host, identity, stored);
-        paused.tidy().await;
-        paused
-    }
-
-    /// After a failed pause: a layer that was written for it, and is part of no image.
-    async fn drop_orphaned_layers(&self) {
-        let Some(origin) = &self.origin else { return };
-        let (store, own, memory) =
-            (self.machine.live.identity.dirs.store.clone(), origin.generation > 0, origin.memory.clone());
-        let result = blocking(move || {
-            let kept = if own { Stored::open(&store)?.map(|stored| stored.memory) } else { Some(memory) };
-            capture::drop_orphaned_layers(&store, kept.as_ref())
-        });
-        if let Err(e) = result.await {
-            tracing::warn!(sandbox = %self.id(), error = %e, "could not remove the layers of a failed pause");
         }
     }
 
@@ -221,10 +178,10 @@ impl Sandbox {
     /// A dropped future does not stop it: the sandbox runs on, and the template is made.
     pub async fn snapshot(&self, name: &str) -> Result<TakenSnapshot, Error> {
         let name: TemplateName = name.parse()?;
-        let _capturing = self.capturing.lock().await;
+        let held = self.entry.hold().await;
         let (host, new) = (Arc::clone(&self.host), name.clone());
         let staged = blocking(move || StagedTemplate::create(&host, &new)).await?;
-        let (capture, _) = self.capture_into(staged, Some(name.clone())).await?;
+        let (capture, _) = self.capture_into(held, staged, Some(name.clone())).await?;
         Ok(TakenSnapshot {
             template: Template::new(Arc::clone(&self.host), name),
             stopped: capture.stopped,
@@ -244,43 +201,29 @@ impl Sandbox {
     /// # Cancel safety
     /// A dropped future leaves no child; the sandbox runs on.
     pub async fn branch(&self, count: usize) -> Result<Vec<Sandbox>, Error> {
-        let _capturing = self.capturing.lock().await;
+        let held = self.entry.hold().await;
         let host = Arc::clone(&self.host);
         let staged = blocking(move || StagedTemplate::unnamed(&host)).await?;
-        let (capture, staged) = self.capture_into(staged, None).await?;
+        let (capture, staged) = self.capture_into(held, staged, None).await?;
         template::spawn(&self.host, capture.stored, &Changes::default(), count, staged).await
     }
 
-    /// Captures the running guest into `staged`, and commits that as the template `name` where there is a name: to the
-    /// end, whoever waits.
+    /// Captures the running guest into `staged`, to the end, whoever waits.
     async fn capture_into(
         &self,
+        mut held: Held,
         staged: StagedTemplate,
         name: Option<TemplateName>,
     ) -> Result<(Capture, Option<StagedTemplate>), Error> {
-        // The layers that the new image builds on must stay until it has links of its own to them.
-        self.host.compactions.stop(self.id()).await;
-        let (own, mut memory) = self.base().await?;
-        if let (None, Some(origin)) = (&memory, &self.origin) {
-            memory = Some(origin.memory.clone());
-        }
-        self.dirty_pages_known.store(false, Ordering::Relaxed);
-        let (host, live) = (Arc::clone(&self.host), Arc::clone(&self.machine.live));
+        let (host, live, activity) = (Arc::clone(&self.host), Arc::clone(&self.live), self.live.activity());
         let task = async move {
-            let capture = capture_running(&host, &live, memory, staged.store()).await?;
-            if let Some(own) = &own {
-                host.compactions.consider(&live.identity.dirs.store, own);
+            let _activity = activity;
+            match &mut *held {
+                Some(instance) => instance.capture(&host, staged, name).await,
+                None => Err(live.expired_or(Cause::SandboxBusy { id: live.identity.id.clone() })),
             }
-            let staged = blocking(move || match name {
-                Some(name) => staged.commit(&host, &name).map(|()| None),
-                None => Ok(Some(staged)),
-            });
-            Ok((capture, staged.await?))
         };
-        match self.host.runtime.spawn(task).await {
-            Ok(result) => result,
-            Err(e) => std::panic::resume_unwind(e.into_panic()),
-        }
+        Ok(to_its_end(&self.host.runtime, task).await?)
     }
 
     /// Ends the guest and removes the sandbox with its snapshots. Returns when everything is gone.
@@ -292,11 +235,41 @@ impl Sandbox {
     /// A dropped future does not stop the removal of the machine; a snapshot's files may stay.
     pub async fn destroy(self) -> Result<(), Error> {
         let what = format!("destroying sandbox {}", self.id());
-        let identity = self.machine.live.identity.clone();
-        let failures = self.machine.dismantle().await;
-        self.host.compactions.stop(&identity.id).await;
-        blocking(move || identity.dirs.store.remove()).await?;
-        Error::from_cleanup(what, failures)
+        let instance = self.entry.hold().await.take();
+        match (instance, self.live.expired()) {
+            (Some(instance), _) => Error::from_cleanup(what, instance.destroy(&self.host, None).await?),
+            (None, Some(OnTimeout::Destroy)) => Ok(()),
+            (None, _) => {
+                PausedSandbox::open(Arc::clone(&self.host), self.id().clone()).await?.destroy().await
+            }
+        }
+    }
+
+    /// What it is doing: while there is this handle, running, unless its timeout has seen to it.
+    pub fn state(&self) -> SandboxState {
+        self.host.registry.state(self.id()).unwrap_or(SandboxState::Paused)
+    }
+
+    /// What it was given to be found by; see [`SandboxBuilder::metadata`](crate::SandboxBuilder::metadata).
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.live.identity.spec.metadata
+    }
+
+    /// Changes how long it may be idle, counted from now, and what becomes of it then; `None` is for ever.
+    pub fn set_timeout(&self, timeout: Option<Duration>, then: OnTimeout) {
+        self.live.clock.set_timeout(timeout, then);
+        self.host.registry.look_anew();
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.entry.abandon();
+        match self.entry.try_hold() {
+            Some(mut held) => drop(held.take()),
+            // A capture that goes on has it, or its timeout: whoever it is, the watch takes it from there.
+            None => self.host.registry.look_anew(),
+        }
     }
 }
 

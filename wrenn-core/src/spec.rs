@@ -7,9 +7,15 @@ use serde::{Deserialize, Serialize};
 use wrenn_base::{Bytes, ImageName, MiB};
 
 use crate::error::Cause;
+use crate::lifetime::Lifetime;
+use crate::network::NetworkPolicy;
 
 /// The smallest guest that boots the default kernel and still has room to work.
 pub(crate) const MIN_MEMORY: MiB = MiB(64);
+/// What is given to a sandbox to be found by travels with each of its snapshots: it is to be labels, not files.
+const MOST_METADATA: usize = 64;
+const LONGEST_KEY: usize = 128;
+const LONGEST_VALUE: usize = 4096;
 /// What the monitors accept.
 pub(crate) const MAX_VCPUS: u8 = 32;
 
@@ -22,6 +28,14 @@ pub(crate) struct SandboxSpec {
     /// Size of the root disk; the image's own where absent.
     pub(crate) disk: Option<Bytes>,
     pub(crate) env: BTreeMap<String, String>,
+    /// What the guest may reach; the default in snapshots from before there were policies.
+    #[serde(default)]
+    pub(crate) network: NetworkPolicy,
+    /// As of the policy.
+    #[serde(default)]
+    pub(crate) lifetime: Lifetime,
+    #[serde(default)]
+    pub(crate) metadata: BTreeMap<String, String>,
     /// How long boot, or resume, may take until the agent answers, in milliseconds.
     pub(crate) ready_timeout_ms: u64,
 }
@@ -37,46 +51,68 @@ impl SandboxSpec {
 
     /// Checks every number against what this host can give; `host_memory` is its physical memory.
     pub(crate) fn check(&self, host_memory: Bytes) -> Result<(), Cause> {
-        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Err(Cause::InvalidSpec {
-                what: "vcpus",
-                why: format!("{} is outside of 1 to {MAX_VCPUS}", self.vcpus),
-            });
-        }
-        if self.memory < MIN_MEMORY {
-            return Err(Cause::InvalidSpec {
-                what: "memory",
-                why: format!("{} is less than the {MIN_MEMORY} that a guest needs to boot", self.memory),
-            });
-        }
-        if self.memory.bytes() > host_memory {
-            return Err(Cause::InvalidSpec {
-                what: "memory",
-                why: format!("{} is more than the {host_memory} that this host has", self.memory),
-            });
-        }
-        for name in self.env.keys() {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(Cause::InvalidSpec {
-                    what: "env",
-                    why: format!("{name:?} is not a variable's name: it is empty or has '=' or NUL in it"),
-                });
-            }
-        }
-        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
-            return Err(Cause::InvalidSpec {
-                what: "env",
-                why: format!("the value of {name:?} has a NUL in it"),
-            });
+        self.check_size(host_memory)?;
+        self.check_env()?;
+        self.check_metadata()?;
+        if self.lifetime.timeout_ms == Some(0) {
+            return refuse("timeout", "zero leaves no time to do anything");
         }
         if self.ready_timeout_ms == 0 {
-            return Err(Cause::InvalidSpec {
-                what: "ready_timeout",
-                why: "zero leaves no time to boot".into(),
-            });
+            return refuse("ready_timeout", "zero leaves no time to boot");
         }
         Ok(())
     }
+
+    fn check_size(&self, host_memory: Bytes) -> Result<(), Cause> {
+        let Self { vcpus, memory, .. } = self;
+        if !(1..=MAX_VCPUS).contains(vcpus) {
+            return refuse("vcpus", format!("{vcpus} is outside of 1 to {MAX_VCPUS}"));
+        }
+        if *memory < MIN_MEMORY {
+            let why = format!("{memory} is less than the {MIN_MEMORY} that a guest needs to boot");
+            return refuse("memory", why);
+        }
+        if memory.bytes() > host_memory {
+            return refuse("memory", format!("{memory} is more than the {host_memory} that this host has"));
+        }
+        Ok(())
+    }
+
+    fn check_env(&self) -> Result<(), Cause> {
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                let why = "is not a variable's name: it is empty or has '=' or NUL in it";
+                return refuse("env", format!("{name:?} {why}"));
+            }
+            if value.contains('\0') {
+                return refuse("env", format!("the value of {name:?} has a NUL in it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_metadata(&self) -> Result<(), Cause> {
+        let entries = self.metadata.len();
+        if entries > MOST_METADATA {
+            return refuse("metadata", format!("{entries} entries are more than {MOST_METADATA}"));
+        }
+        for (key, value) in &self.metadata {
+            if key.is_empty() || key.len() > LONGEST_KEY {
+                let why = format!("a key has 1 to {LONGEST_KEY} bytes, and one has {}", key.len());
+                return refuse("metadata", why);
+            }
+            if value.len() > LONGEST_VALUE {
+                let why =
+                    format!("the value of {key:?} has {} bytes, more than {LONGEST_VALUE}", value.len());
+                return refuse("metadata", why);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse(what: &'static str, why: impl Into<String>) -> Result<(), Cause> {
+    Err(Cause::InvalidSpec { what, why: why.into() })
 }
 
 /// The host's physical memory, from `MemTotal` of `/proc/meminfo`.
@@ -109,6 +145,9 @@ mod tests {
             memory: MiB(128),
             disk: None,
             env: BTreeMap::new(),
+            network: NetworkPolicy::default(),
+            lifetime: Lifetime::default(),
+            metadata: BTreeMap::new(),
             ready_timeout_ms: 1000,
         }
     }
@@ -138,6 +177,17 @@ mod tests {
         check(|s| s.memory = MiB(0), Some("memory"));
         check(|s| s.memory = MiB(1025), Some("memory"));
         check(|s| s.ready_timeout_ms = 0, Some("ready_timeout"));
+        check(|s| s.lifetime.timeout_ms = Some(0), Some("timeout"));
+        let label =
+            |key: usize, value| move |s: &mut SandboxSpec| drop(s.metadata.insert("k".repeat(key), value));
+        check(label(LONGEST_KEY, "v".repeat(LONGEST_VALUE)), None);
+        check(label(0, String::new()), Some("metadata"));
+        check(label(LONGEST_KEY + 1, String::new()), Some("metadata"));
+        check(label(1, "v".repeat(LONGEST_VALUE + 1)), Some("metadata"));
+        check(
+            |s| s.metadata.extend((0..=MOST_METADATA).map(|n| (n.to_string(), String::new()))),
+            Some("metadata"),
+        );
         for name in ["", "A=B", "A\0"] {
             check(|s| drop(s.env.insert(name.into(), String::new())), Some("env"));
         }

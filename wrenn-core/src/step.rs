@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use wrenn_base::{Reaper, UndoFailure, UndoList};
@@ -15,6 +16,17 @@ use crate::error::Cause;
 /// A dropped future does not stop `work`: it runs to its end, and its value is dropped there.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     spawn_blocking(work).await.unwrap_or_else(go_on_panicking)
+}
+
+/// Runs `work` as a task of its own and waits for it.
+///
+/// # Cancel safety
+/// A dropped future does not stop `work`: it runs to its end.
+pub(crate) async fn to_its_end<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    runtime.spawn(work).await.unwrap_or_else(go_on_panicking)
 }
 
 /// Runs `work` on a blocking thread with `undo`, to which it adds what it makes.
@@ -61,6 +73,6 @@ pub(crate) fn checkpoint(name: &'static str) -> Result<(), Cause> {
 }
 
 fn go_on_panicking<T>(error: JoinError) -> T {
-    // Blocking tasks are never aborted, so the only other way to end is a panic: it is the caller's.
+    // None of these tasks is ever aborted, so the only other way to end is a panic: it is the caller's.
     std::panic::resume_unwind(error.into_panic())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, SandboxId};
-use wrenn_storage::{Digest, MemoryError, MemoryImage, Snapshot, WorkingSet};
+use wrenn_storage::{Digest, Image, ImageRegistry, MemoryError, MemoryImage, Snapshot, WorkingSet};
 
 use crate::error::Cause;
 use crate::layout::StoreDir;
@@ -71,6 +71,17 @@ impl Stored {
     /// Reads to their end the files that the machine is restored from, and compares them with their checksums.
     pub(crate) fn verify(&self) -> Result<(), Cause> {
         Ok([STATE, DISK].into_iter().try_for_each(|name| self.snapshot.verify(name))?)
+    }
+
+    /// The image that the disk's changes fit.
+    pub(crate) fn image(&self, images: &ImageRegistry) -> Result<Image, Cause> {
+        let Record { id, spec, image: expected, .. } = &self.record;
+        let image = images.get(&spec.image)?;
+        if image.digest != *expected {
+            let (id, expected) = (id.clone(), expected.clone());
+            return Err(Cause::OtherImage { id, image: image.name, expected, found: image.digest });
+        }
+        Ok(image)
     }
 
     pub(crate) fn file(&self, name: &'static str) -> PathBuf {

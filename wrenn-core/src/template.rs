@@ -1,5 +1,6 @@
 //! Templates: named snapshots that any number of sandboxes are made from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -11,15 +12,18 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, ImageName, MiB, SandboxId, TemplateName};
+use wrenn_net::{Bandwidth, EgressPolicy};
 use wrenn_storage::durable::{self, StagedDir};
 
 use crate::assembly::Identity;
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::instance::Origin;
 use crate::layout::StoreDir;
-use crate::machine::Machine;
+use crate::lifetime::{Lifetime, OnTimeout};
+use crate::machine::{Entered, Machine};
 use crate::restore::RestoreOptions;
-use crate::sandbox::{Origin, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::step::{blocking, checkpoint};
 use crate::stored::{DISK, MEMORY, STATE, Stored, WORKING_SET};
 
@@ -77,6 +81,10 @@ pub(crate) struct Changes {
     memory: Option<MiB>,
     env: Vec<(String, String)>,
     ready_timeout: Option<Duration>,
+    metadata: BTreeMap<String, String>,
+    lifetime: Option<Lifetime>,
+    egress: Option<EgressPolicy>,
+    bandwidth: Option<Bandwidth>,
     restore: RestoreOptions,
 }
 
@@ -161,6 +169,30 @@ impl TemplateBuilder {
         self
     }
 
+    /// Gives each something to be found by; the template's own stays beside it.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.changes.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// How long each may be idle, and what becomes of it then; as it was in the template where not set.
+    pub fn timeout(mut self, timeout: Option<Duration>, then: OnTimeout) -> Self {
+        self.changes.lifetime = Some(Lifetime::new(timeout, then));
+        self
+    }
+
+    /// What the guests may reach; what the template's could, where not set.
+    pub fn egress(mut self, policy: EgressPolicy) -> Self {
+        self.changes.egress = Some(policy);
+        self
+    }
+
+    /// Bounds what passes between each guest and the network; the template's own bound where not set.
+    pub fn bandwidth(mut self, bound: Bandwidth) -> Self {
+        self.changes.bandwidth = Some(bound);
+        self
+    }
+
     /// How memory comes back.
     pub fn restore(mut self, options: RestoreOptions) -> Self {
         self.changes.restore = options;
@@ -218,8 +250,9 @@ async fn child(host: &Arc<HostInner>, stored: &Stored, changes: &Changes) -> Res
         spec: changes.applied_to(stored),
         token: AccessToken::random(),
     };
-    let (machine, memory) = Machine::spawn(host, identity, stored, changes.restore).await?;
-    Ok(Sandbox::resumed(Arc::clone(host), machine, Origin { generation: 0, memory }))
+    let (entered, memory) = Machine::spawn(host, identity, stored, changes.restore).await?;
+    let Entered { machine, entry } = entered;
+    Sandbox::started(Arc::clone(host), machine, entry, Some(Origin { generation: 0, memory })).await
 }
 
 impl Changes {
@@ -244,6 +277,16 @@ impl Changes {
         spec.env.extend(self.env.iter().cloned());
         if let Some(limit) = self.ready_timeout {
             spec.set_ready_timeout(limit);
+        }
+        spec.metadata.extend(self.metadata.clone());
+        if let Some(lifetime) = self.lifetime {
+            spec.lifetime = lifetime;
+        }
+        if let Some(policy) = &self.egress {
+            spec.network.egress = policy.clone();
+        }
+        if let Some(bound) = self.bandwidth {
+            spec.network.bandwidth = Some(bound);
         }
         spec
     }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::NetError;
 use crate::netns::{self, Place};
 use crate::policy;
@@ -25,7 +27,8 @@ pub struct BandwidthError {
 ///
 /// IP headers count. What is beyond is dropped, which TCP takes as a sign to slow down; a second's worth may come at
 /// once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Bandwidth(u64);
 
 impl Bandwidth {

@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
+use crate::allow::AllowRule;
+use crate::named;
 use crate::ranges::Range;
 use crate::reach::Reach;
+use crate::stored::StoredPolicy;
 
 /// Why an [`EgressPolicy`], or a part of one, was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +28,15 @@ pub enum EgressError {
     InvalidCidr {
         /// The block as it was given.
         block: String,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+
+    /// The text is neither a DNS name nor a pattern of them.
+    #[error("{name:?} is no DNS name or pattern of names: {rule}")]
+    InvalidName {
+        /// The name as it was given, or its beginning.
+        name: String,
         /// The rule that it breaks.
         rule: &'static str,
     },
@@ -54,6 +67,18 @@ pub enum EgressError {
         /// How many there may be.
         most: usize,
     },
+
+    /// More ports than may be opened for each address of a name.
+    #[error(
+        "the rules for names have {ports} ports, of which a policy may have {most}, TCP and UDP counted each: name \
+         fewer, or none and no protocol either, which is for everything"
+    )]
+    TooManyNamedPorts {
+        /// How many there would be.
+        ports: usize,
+        /// How many there may be.
+        most: usize,
+    },
 }
 
 /// A block of IPv4 addresses, written `10.0.0.0/8`; an address alone is a block of one.
@@ -66,7 +91,8 @@ pub enum EgressError {
 /// assert!("fd00::/8".parse::<Cidr>().unwrap_err().to_string().contains("IPv6"));
 /// # Ok::<(), wrenn_net::EgressError>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     base: Ipv4Addr,
     prefix: u8,
@@ -127,50 +153,6 @@ impl FromStr for Cidr {
     }
 }
 
-/// A protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP, and with it QUIC.
-    Udp,
-}
-
-/// What a guest may reach beyond the base of its policy: a block, all of it or some protocols and ports.
-///
-/// ```
-/// # use wrenn_net::{AllowRule, Protocol};
-/// let database = AllowRule::to("10.20.0.7".parse()?).protocol(Protocol::Tcp).ports(5432..=5433);
-/// # Ok::<(), wrenn_net::EgressError>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AllowRule {
-    pub(crate) to: Cidr,
-    pub(crate) protocol: Option<Protocol>,
-    pub(crate) ports: Option<RangeInclusive<u16>>,
-}
-
-impl AllowRule {
-    /// Everything at these addresses, whatever the protocol.
-    pub const fn to(block: Cidr) -> Self {
-        Self { to: block, protocol: None, ports: None }
-    }
-
-    /// Only this protocol. Without one but with ports, the rule is for both that have ports.
-    #[must_use]
-    pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.protocol = Some(protocol);
-        self
-    }
-
-    /// Only these destination ports, first and last included.
-    #[must_use]
-    pub fn ports(mut self, ports: RangeInclusive<u16>) -> Self {
-        self.ports = Some(ports);
-        self
-    }
-}
-
 /// What one guest may reach.
 ///
 /// A policy begins with the whole internet ([`EgressPolicy::internet`], the default) or with nothing
@@ -185,6 +167,22 @@ impl AllowRule {
 /// without names the rest of a policy is of little use; but not from `deny_all`, because whoever may ask for names
 /// can send data out in the questions. [`EgressPolicy::dns`] chooses otherwise.
 ///
+/// # Names
+/// With a rule for a name ([`AllowRule::to_name`]) whatever the guest asks on port 53, of whichever server, is answered
+/// by a resolver of the host's. It passes questions for allowed names on to the servers of [`crate::HostNetSpec::dns`],
+/// and opens the IPv4 addresses of an answer before the guest gets it: for the answer's time to live, but at least
+/// [`crate::HostNetSpec::least_pin`] and at most a day. What connections there are by then go on for a day after the
+/// last such answer. An alias (CNAME) counts as the name that was asked for. Other names are refused, or with
+/// [`EgressPolicy::dns`] answered without anything being opened. Guests have no IPv6, so there are no such addresses.
+///
+/// No answer opens what is closed by default or denied: such addresses are taken out of it, unless a rule for a block
+/// allows them. The first 16 addresses of an answer are told. At most 256 are open for one slot, counted once for each
+/// name and port; beyond, those that were asked for longest ago are closed. When a policy changes, addresses stay open
+/// as far as their names stay allowed. A new slot has nothing open yet: a guest that was resumed into it and remembers an
+/// address has to ask again.
+///
+/// Names add nothing to [`EgressPolicy::internet`]: all that they could open is open there, and no resolver steps in.
+///
 /// ```
 /// # use wrenn_net::{AllowRule, EgressPolicy, Protocol};
 /// let policy = EgressPolicy::deny_all()
@@ -193,7 +191,8 @@ impl AllowRule {
 ///     .deny("10.20.99.0/24".parse()?)?;
 /// # Ok::<(), wrenn_net::EgressError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredPolicy", into = "StoredPolicy")]
 pub struct EgressPolicy {
     pub(crate) internet: bool,
     pub(crate) dns: bool,
@@ -206,6 +205,8 @@ impl EgressPolicy {
     pub const MOST_RULES: usize = 128;
     /// The most entries that the rules of a policy may come to in the firewall's sets.
     pub const MOST_ENTRIES: usize = 512;
+    /// The most different ports, each of one protocol, that the rules for names of a policy may have.
+    pub const MOST_NAMED_PORTS: usize = 16;
 
     /// The internet: every address but the private, shared, link-local (cloud metadata), loopback, benchmarking,
     /// multicast and reserved ones.
@@ -218,18 +219,18 @@ impl EgressPolicy {
         Self { internet: false, dns: false, allowed: Vec::new(), denied: Vec::new() }
     }
 
-    /// Whether the host's DNS servers are reached on port 53.
+    /// Whether the host's DNS servers are reached on port 53; in a policy with names, whether other names are answered.
     #[must_use]
     pub fn dns(mut self, reached: bool) -> Self {
         self.dns = reached;
         self
     }
 
-    /// Allows what `rule` says, in ranges that are closed by default too.
+    /// Allows what `rule` says; a rule for a block also in ranges that are closed by default.
     ///
     /// # Errors
-    /// [`EgressError::NoPorts`] for an empty range of ports, [`EgressError::TooManyRules`] and
-    /// [`EgressError::TooDetailed`]; the policy is gone then.
+    /// [`EgressError::NoPorts`] for an empty range of ports, [`EgressError::TooManyRules`],
+    /// [`EgressError::TooDetailed`] and [`EgressError::TooManyNamedPorts`]; the policy is gone then.
     pub fn allow(mut self, rule: AllowRule) -> Result<Self, EgressError> {
         if let Some(ports) = rule.ports.as_ref().filter(|ports| ports.is_empty()) {
             return Err(EgressError::NoPorts { first: *ports.start(), last: *ports.end() });
@@ -254,6 +255,10 @@ impl EgressPolicy {
         let entries = Reach::of(&self, &[]).entries();
         if entries > Self::MOST_ENTRIES {
             return Err(EgressError::TooDetailed { entries, most: Self::MOST_ENTRIES });
+        }
+        let ports = named::ports(&self);
+        if ports > Self::MOST_NAMED_PORTS {
+            return Err(EgressError::TooManyNamedPorts { ports, most: Self::MOST_NAMED_PORTS });
         }
         Ok(self)
     }

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use wrenn_base::{HostId, UndoList};
 
@@ -32,15 +33,20 @@ pub struct HostNetSpec {
     /// Where the slots' addresses come from; [`AddressPool::DEFAULT`] at first.
     pub pool: AddressPool,
     /// The guests' DNS servers, by default 1.1.1.1 and 8.8.8.8. Guests may ask them wherever they are, even on this
-    /// machine or in a private network.
+    /// machine or in a private network. For guests whose policies have names they are asked by this process, from the
+    /// namespace in which [`HostNet::open`] was called.
     pub dns: Vec<Ipv4Addr>,
+    /// The least time for which an address stays open after a guest was told it for an allowed name; 60 s by default.
+    /// An answer with a longer time to live opens it for longer.
+    pub least_pin: Duration,
 }
 
 impl HostNetSpec {
     /// The defaults for `host`, with namespaces named in `netns_dir`.
     pub fn new(host: HostId, netns_dir: impl Into<PathBuf>) -> Self {
         let dns = vec![Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)];
-        Self { host, netns_dir: netns_dir.into(), pool: AddressPool::DEFAULT, dns }
+        let least_pin = Duration::from_secs(60);
+        Self { host, netns_dir: netns_dir.into(), pool: AddressPool::DEFAULT, dns, least_pin }
     }
 }
 
@@ -68,6 +74,7 @@ pub(crate) struct Shared {
     pub(crate) netns_dir: PathBuf,
     pub(crate) pool: AddressPool,
     pub(crate) dns: Vec<Ipv4Addr>,
+    pub(crate) least_pin: Duration,
     /// The namespace in which [`HostNet::open`] was called, whichever thread calls later.
     pub(crate) namespace: File,
     pub(crate) claims: Mutex<Claims>,
@@ -97,6 +104,7 @@ impl HostNet {
             netns_dir: spec.netns_dir,
             pool: spec.pool,
             dns: spec.dns,
+            least_pin: spec.least_pin,
             namespace,
             claims: Mutex::default(),
             #[cfg(test)]
@@ -113,6 +121,9 @@ impl HostNet {
         undo.push(format!("nftables table {}", shared.table()), move |_| {
             Ok(owner.on_host(|| owner.delete_table())?)
         });
+        // It is started by the first policy that needs it.
+        let owner = Arc::clone(&shared);
+        undo.push("the resolver for names", move |deadline| Ok(owner.end_resolver(deadline)?));
         shared.on_host(|| {
             let table = shared.table();
             let failed = |e| NetError::firewall(&table, e);

@@ -21,6 +21,10 @@
 //! no time does a packet get through that neither the old nor the new policy allows. No policy opens the host's own
 //! addresses, other slots, IPv6, or a forged source. [`Slot::set_bandwidth`] bounds how much passes.
 //!
+//! A policy may allow names ([`AllowRule::to_name`]). What they stand for is opened as the guest asks for them: its
+//! questions are answered by a resolver in this process, which [`HostNet`] runs from the first such policy on. It is one
+//! thread, with two sockets for each slot that ever had names in its policy.
+//!
 //! # What it does to the host
 //! `net.ipv4.ip_forward` is switched on and left on, because others may have come to need it meanwhile. Another
 //! firewall's drop still counts: where one refuses forwarded packets by default (Docker does), it must let the links
@@ -36,6 +40,7 @@
 #![deny(unsafe_code)]
 
 mod address;
+mod allow;
 mod bandwidth;
 mod claims;
 mod egress;
@@ -43,6 +48,9 @@ mod error;
 mod host;
 mod inside;
 mod link;
+mod name;
+mod named;
+mod names;
 mod netns;
 mod nft;
 mod policy;
@@ -51,14 +59,17 @@ mod probe;
 mod ranges;
 mod reach;
 mod slot;
+mod stored;
 #[allow(unsafe_code)]
 mod sys;
 
 pub use address::{AddressPool, GuestNet, MacAddr};
+pub use allow::{AllowRule, Protocol};
 pub use bandwidth::{Bandwidth, BandwidthError};
-pub use egress::{AllowRule, Cidr, EgressError, EgressPolicy, Protocol};
+pub use egress::{Cidr, EgressError, EgressPolicy};
 pub use error::NetError;
 pub use host::{HostNet, HostNetSpec};
+pub use name::NamePattern;
 pub use pool::SlotPool;
 pub use probe::probe;
 pub use slot::{Slot, SlotSpec};

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rustix::mount::UnmountFlags;
 use rustix::thread::LinkNameSpaceType;
@@ -34,12 +34,7 @@ pub(crate) enum Place<'a> {
 pub(crate) fn within<T: Send>(place: Place<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let enter_and_work = || -> io::Result<T> {
         match place {
-            Place::Existing(namespace) => {
-                rustix::thread::move_into_link_name_space(
-                    namespace.as_fd(),
-                    Some(LinkNameSpaceType::Network),
-                )?;
-            }
+            Place::Existing(namespace) => enter(namespace)?,
             Place::Fresh => sys::unshare_network()?,
         }
         Ok(work())
@@ -50,6 +45,25 @@ pub(crate) fn within<T: Send>(place: Place<'_>, work: impl FnOnce() -> T + Send)
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
     })
+}
+
+/// Starts a thread that works in a namespace for as long as it lives.
+///
+/// # Errors
+/// Where there is no thread to be had. If the namespace cannot be entered, the thread ends and logs it.
+pub(crate) fn spawn(
+    namespace: File,
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(move || match enter(&namespace) {
+        Ok(()) => work(),
+        Err(error) => tracing::error!(%error, "the host's network namespace cannot be entered"),
+    })
+}
+
+fn enter(namespace: &File) -> io::Result<()> {
+    Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 /// The namespace of the calling thread.

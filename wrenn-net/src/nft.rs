@@ -26,6 +26,8 @@ const MOST_MESSAGES: u32 = 63;
 pub(crate) enum Hook {
     Input,
     Forward,
+    /// Destination address translation, before routing.
+    DestinationNat,
     /// Source address translation, after routing.
     SourceNat,
 }
@@ -84,6 +86,7 @@ impl<'a> Transaction<'a> {
         let (kind, number, priority) = match hook {
             Hook::Input => (c"filter", 1, 0),
             Hook::Forward => (c"filter", 2, 0),
+            Hook::DestinationNat => (c"nat", 0, -100),
             Hook::SourceNat => (c"nat", 4, 100),
         };
         let policy = match otherwise {

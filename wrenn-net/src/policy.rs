@@ -6,7 +6,8 @@
 //! name of the link, which nothing inside a slot can change: so the number of rules does not grow with the slots.
 //!
 //! A slot with the default policy has no entry in any set. All others are in the set of links with a policy of their
-//! own, and get nothing but what the sets say they reach ([`crate::reach`]).
+//! own, and get nothing but what the sets say they reach ([`crate::reach`]). What a policy allows by name is in sets
+//! whose elements the kernel takes out in time ([`crate::names`]).
 //!
 //! Every packet is judged, in both directions, whether its connection is known or not. A change of policy therefore
 //! ends what it denies at once, without a look at the connections there are. Only news about a connection (ICMP
@@ -14,8 +15,11 @@
 
 use std::ffi::CStr;
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use crate::address::{AddressPool, GUEST};
+use crate::named::Opening;
+use crate::names::{Elements, Times};
 use crate::nft::{Element, Hook, Keys, Otherwise, Rule, Transaction, Way};
 use crate::ranges::{Range, joined};
 use crate::reach::Reach;
@@ -39,6 +43,14 @@ const RESOLVERS: &CStr = c"resolvers";
 const ASKS_NAMES: &CStr = c"asks_names";
 const HOSTS: &CStr = c"hosts";
 const SERVICES: &CStr = c"services";
+/// Addresses that names have stood for lately, for everything or for a port; and those to which connections may be.
+const PINNED_HOSTS: &CStr = c"pinned_hosts";
+const PINNED_PORTS: &CStr = c"pinned_ports";
+const KEPT_HOSTS: &CStr = c"kept_hosts";
+const KEPT_PORTS: &CStr = c"kept_ports";
+/// Inside a slot, a table of its own: it comes and goes with the names in the slot's policy.
+const NAMES_TABLE: &str = "wrenn_names";
+const PREROUTING: &CStr = c"prerouting";
 const BANDWIDTH: &CStr = c"bandwidth";
 
 /// What no guest reaches by default: the addresses that mean something only to this machine or this site (RFC 6890),
@@ -77,6 +89,10 @@ pub(crate) fn host_table<'a>(
     table.set(ASKS_NAMES, Keys::Links);
     table.set(HOSTS, Keys::LinksWithAddresses);
     table.set(SERVICES, Keys::LinksWithServices);
+    for (hosts, ports) in [(PINNED_HOSTS, PINNED_PORTS), (KEPT_HOSTS, KEPT_PORTS)] {
+        table.set(hosts, Keys::PinnedHosts);
+        table.set(ports, Keys::PinnedPorts);
+    }
     table.base_chain(INPUT, Hook::Input, Otherwise::Accept);
     table.base_chain(FORWARD, Hook::Forward, Otherwise::Accept);
     table.base_chain(POSTROUTING, Hook::SourceNat, Otherwise::Accept);
@@ -120,17 +136,15 @@ fn judge(table: &mut Transaction<'_>, start: impl Fn() -> Rule, way: Way) {
     table.rule(start().link_not_in(way, OWN_POLICY).peer_not_in(way, DENIED).accept());
     table.rule(start().link_and_peer_in(way, HOSTS).accept());
     table.rule(start().link_and_service_in(way, SERVICES).accept());
+    table.rule(start().link_and_peer_in(way, PINNED_HOSTS).accept());
+    table.rule(start().link_and_service_in(way, PINNED_PORTS).accept());
+    table.rule(start().of_known_connection().link_and_peer_in(way, KEPT_HOSTS).accept());
+    table.rule(start().of_known_connection().link_and_service_in(way, KEPT_PORTS).accept());
     table.rule(start().drop());
 }
 
-/// Changes what the slot behind `link` reaches in the host's table `name`; no reach of its own is the default policy.
-pub(crate) fn change<'a>(
-    name: &'a str,
-    link: &str,
-    old: Option<&Reach>,
-    new: Option<&Reach>,
-) -> Transaction<'a> {
-    let mut table = Transaction::on(name);
+/// Changes what the slot behind `link` reaches in the host's table; no reach of its own is the default policy.
+pub(crate) fn change(table: &mut Transaction<'_>, link: &str, old: Option<&Reach>, new: Option<&Reach>) {
     for (set, of) in [
         (OWN_POLICY, own as fn(&str, &Reach) -> Vec<Element>),
         (ASKS_NAMES, asks_names),
@@ -143,7 +157,35 @@ pub(crate) fn change<'a>(
         table.remove(set, &missing_from(&after, &before));
         table.add(set, &missing_from(&before, &after));
     }
-    table
+}
+
+/// Changes which addresses are pinned for the slot behind `link`, and for how long from now on.
+pub(crate) fn change_pins(
+    table: &mut Transaction<'_>,
+    link: &str,
+    old: &Elements,
+    new: &Elements,
+    now: Instant,
+) {
+    let element = |&(address, opening): &(Ipv4Addr, Opening)| Element::pin(link, address, opening);
+    type Until = fn(&Times) -> Instant;
+    let (fresh, kept): (Until, Until) = (|times| times.fresh, |times| times.kept);
+    for (set, everything, until) in [
+        (PINNED_HOSTS, true, fresh),
+        (PINNED_PORTS, false, fresh),
+        (KEPT_HOSTS, true, kept),
+        (KEPT_PORTS, false, kept),
+    ] {
+        // Those of the set that are not in `other` for as long.
+        let changed = |(key, times): &(&(Ipv4Addr, Opening), &Times), other: &Elements| {
+            (key.1 == Opening::Everything) == everything && other.get(key).map(until) != Some(until(times))
+        };
+        let gone: Vec<_> = old.iter().filter(|it| changed(it, new)).map(|(key, _)| element(key)).collect();
+        let come = new.iter().filter(|it| changed(it, old) && until(it.1) > now);
+        let come: Vec<_> = come.map(|(key, times)| element(key).lasting(until(times) - now)).collect();
+        table.withdraw(set, &gone);
+        table.add(set, &come);
+    }
 }
 
 fn own(link: &str, _: &Reach) -> Vec<Element> {
@@ -151,7 +193,7 @@ fn own(link: &str, _: &Reach) -> Vec<Element> {
 }
 
 fn asks_names(link: &str, reach: &Reach) -> Vec<Element> {
-    reach.names.then(|| Element::link(link)).into_iter().collect()
+    reach.asks.then(|| Element::link(link)).into_iter().collect()
 }
 
 fn hosts(link: &str, reach: &Reach) -> Vec<Element> {
@@ -181,6 +223,10 @@ pub(crate) fn slot_table() -> Transaction<'static> {
     table.rule(Rule::on(INPUT).comes_from("lo").accept());
     table.rule(Rule::on(INPUT).of_known_connection().accept());
     table.rule(Rule::on(INPUT).comes_from(TAP).ping().accept());
+    // Whoever listens there is this process.
+    for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
+        table.rule(Rule::on(INPUT).comes_from(TAP).at_peer_port(Way::FromSlot, protocol, 53).accept());
+    }
 
     table.chain(BANDWIDTH);
     table.rule(Rule::on(FORWARD).jump(BANDWIDTH));
@@ -188,6 +234,22 @@ pub(crate) fn slot_table() -> Transaction<'static> {
     table.rule(Rule::on(FORWARD).comes_from(UPLINK).goes_to(TAP).of_known_connection().accept());
 
     table.rule(Rule::on(POSTROUTING).goes_to(UPLINK).masquerade());
+    table
+}
+
+/// Brings what the guest asks on port 53, of whichever server, to the slot's own end of the TAP; or no longer does.
+pub(crate) fn redirect_questions(redirected: bool) -> Transaction<'static> {
+    let mut table = Transaction::on(NAMES_TABLE);
+    if !redirected {
+        table.delete_table();
+        return table;
+    }
+    table.fresh_table();
+    table.base_chain(PREROUTING, Hook::DestinationNat, Otherwise::Accept);
+    for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
+        let question = Rule::on(PREROUTING).comes_from(TAP).at_peer_port(Way::FromSlot, protocol, 53);
+        table.rule(question.redirect());
+    }
     table
 }
 

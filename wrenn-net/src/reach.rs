@@ -5,7 +5,11 @@
 //! old or the new policy allows, no packet gets through that neither does, whichever moments the two looks fall
 //! into. A list of exceptions would not have that property.
 
-use crate::egress::{EgressPolicy, Protocol};
+use std::net::Ipv4Addr;
+
+use crate::allow::Protocol;
+use crate::egress::EgressPolicy;
+use crate::named::Named;
 use crate::policy::NEVER;
 use crate::ranges::{Range, joined, without};
 
@@ -22,11 +26,13 @@ pub(crate) struct Service {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Reach {
     /// Whether the host's DNS servers are reached.
-    pub(crate) names: bool,
+    pub(crate) asks: bool,
     /// Addresses that are reached by any protocol.
     pub(crate) hosts: Vec<Range>,
     /// What else is reached.
     pub(crate) services: Vec<Service>,
+    /// What answers to questions for names are to open.
+    pub(crate) named: Named,
 }
 
 impl Reach {
@@ -38,14 +44,21 @@ impl Reach {
             false => Vec::new(),
         };
         let everything = policy.allowed.iter().filter(|rule| rule.protocol.is_none() && rule.ports.is_none());
-        let open = joined(internet.into_iter().chain(everything.map(|rule| rule.to.range())));
+        let open = joined(internet.into_iter().chain(everything.filter_map(|rule| rule.block())));
         let hosts: Vec<_> = open.into_iter().flat_map(|range| without(range, &denied)).collect();
         let settled = joined(denied.into_iter().chain(hosts.iter().copied()));
         let services = [(Protocol::Tcp, libc::IPPROTO_TCP), (Protocol::Udp, libc::IPPROTO_UDP)]
             .into_iter()
             .flat_map(|(protocol, number)| services(policy, protocol, number as u8, &settled))
             .collect();
-        Self { names: policy.dns, hosts, services }
+        let named = Named::of(policy, closed);
+        Self { asks: policy.dns && named.is_empty(), hosts, services, named }
+    }
+
+    /// Whether something at `address` is reached, whatever answers open.
+    pub(crate) fn has(&self, address: Ipv4Addr) -> bool {
+        self.hosts.iter().any(|hosts| hosts.contains(address))
+            || self.services.iter().any(|service| service.hosts.contains(address))
     }
 
     pub(crate) fn entries(&self) -> usize {
@@ -60,10 +73,7 @@ fn services(policy: &EgressPolicy, protocol: Protocol, number: u8, settled: &[Ra
         .allowed
         .iter()
         .filter(|rule| rule.protocol == Some(protocol) || (rule.protocol.is_none() && rule.ports.is_some()))
-        .map(|rule| {
-            let ports = rule.ports.clone().unwrap_or(0..=u16::MAX);
-            (rule.to.range(), Range { first: (*ports.start()).into(), last: (*ports.end()).into() })
-        })
+        .filter_map(|rule| Some((rule.block()?, rule.port_range())))
         .collect();
     let mut cuts: Vec<u64> =
         rules.iter().flat_map(|(hosts, _)| [u64::from(hosts.first), u64::from(hosts.last) + 1]).collect();
@@ -83,10 +93,9 @@ fn services(policy: &EgressPolicy, protocol: Protocol, number: u8, settled: &[Ra
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
-    use crate::egress::{AllowRule, Cidr};
+    use crate::allow::AllowRule;
+    use crate::egress::Cidr;
 
     const TCP: u8 = libc::IPPROTO_TCP as u8;
     const UDP: u8 = libc::IPPROTO_UDP as u8;
@@ -112,7 +121,7 @@ mod tests {
     #[test]
     fn the_default_is_the_internet_and_names() {
         let reach = Reach::of(&EgressPolicy::default(), &[]);
-        assert!(reach.names && reach.services.is_empty());
+        assert!(reach.asks && reach.services.is_empty());
         for open in ["1.1.1.1", "9.255.255.255", "11.0.0.0", "223.255.255.255", "169.253.255.255"] {
             assert!(passes(&reach, open, ICMP, 0), "{open}");
         }

@@ -4,6 +4,7 @@
 //! claim index ─> clean leftovers ─> egress policy                                   (here and in claims.rs)
 //!        ─> namespace ─> TAP ─> veth pair ─> its rules                   (inside.rs, in the namespace)
 //!                                    ─> host's end up ─> route, the claim on the address ─> address   (here)
+//!        ─> an ear for its questions, if its policy has names                          (claims.rs, names.rs)
 //! ```
 //!
 //! The undo list deletes the host's end first: from then on the guest is cut off, even where a process keeps the
@@ -138,6 +139,8 @@ impl HostNet {
         netns::within(Place::Fresh, || inside::build(shared, plan))
             .map_err(|e| NetError::step("make a network namespace", e))??;
         shared.on_host(|| connect_host(shared, plan))?;
+        shared.hear(plan.index, plan.claim, &plan.netns)?;
+        shared.checkpoint("questions heard")?;
         tracing::debug!(note = plan.note, index = plan.index, link = plan.link, "network slot made");
         Ok(Slot {
             netns: plan.netns.clone(),
@@ -187,12 +190,17 @@ impl Slot {
     /// One transaction: at no time does a packet get through that neither the old nor the new policy allows. What both
     /// allow may meanwhile lose a packet. Blocks for about a millisecond.
     ///
+    /// Where names come into the policy, or go, questions are brought to another place from then on; one that is asked
+    /// again from the same port within two minutes is lost.
+    ///
     /// # Errors
     /// [`NetError::SlotGone`] once the slot's undo list runs; [`NetError::Firewall`], [`NetError::NotPermitted`] or
-    /// [`NetError::Step`] with the old policy still in force.
+    /// [`NetError::Step`] with the old policy still in force. A [`NetError::Step`] to answer questions for names comes
+    /// after that: the new policy is in force, but the guest's questions are lost or refused.
     pub fn set_egress(&self, egress: &EgressPolicy) -> Result<(), NetError> {
         let shared = self.shared.upgrade().ok_or(NetError::SlotGone { index: self.index })?;
-        shared.set_egress(self.index, self.claim, egress)
+        shared.set_egress(self.index, self.claim, egress)?;
+        shared.hear(self.index, self.claim, &self.netns)
     }
 
     /// Connects to a TCP port of the guest, from inside the namespace, within `timeout`.
@@ -248,7 +256,9 @@ pub(crate) fn register_undo(shared: &Arc<Shared>, plan: &Plan, undo: &mut UndoLi
         Ok(())
     });
     let owner = Arc::clone(shared);
-    undo.push(format!("egress rules of {link}"), move |_| Ok(owner.end_egress(index, claim)?));
+    undo.push(format!("egress rules of {link}"), move |deadline| {
+        Ok(owner.end_egress(index, claim, deadline)?)
+    });
     undo.push(format!("network namespace {}", netns.display()), move |_| Ok(remove_namespace(&netns)?));
     let owner = Arc::clone(shared);
     undo.push(format!("link {link}"), move |_| Ok(owner.on_host(|| owner.delete_link(&link))?));

@@ -79,6 +79,30 @@ impl StagedFile {
         sync_parent(&self.target)?;
         Ok(file)
     }
+
+    /// Makes the content durable and gives the file its name, which must be free.
+    ///
+    /// Returns the file, still open.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the target is there; it is untouched, whatever it is. After any error nothing has the name
+    /// and the staged file is gone, unless the file system refuses even to take the name back: then the target is
+    /// there, whole, and may not survive a power loss.
+    pub fn commit_new(mut self) -> io::Result<File> {
+        let file = self.file.try_clone()?;
+        sync(&file)?;
+        fault::point("storage.file.rename")?;
+        rename_to_free(&self.staged, &self.target)?;
+        self.committed = true;
+        if let Err(e) = fault::point("storage.file.renamed").and_then(|()| sync_parent(&self.target)) {
+            // It may not last, so it must not be taken for done.
+            self.committed = fs::rename(&self.target, &self.staged).is_err();
+            return Err(e);
+        }
+        // The lock went with the staging name; the next user of the file may want one.
+        let _ = flock(&file, FlockOperation::Unlock);
+        Ok(file)
+    }
 }
 
 impl Drop for StagedFile {
@@ -129,11 +153,7 @@ impl StagedDir {
     pub fn commit(mut self) -> io::Result<()> {
         sync_tree(&self.staged)?;
         fault::point("storage.dir.rename")?;
-        match renameat_with(CWD, &self.staged, CWD, &self.target, RenameFlags::NOREPLACE) {
-            // Not every file system has NOREPLACE. A plain rename replaces an empty directory at most.
-            Err(Errno::INVAL) if !self.target.exists() => fs::rename(&self.staged, &self.target)?,
-            result => result?,
-        }
+        rename_to_free(&self.staged, &self.target)?;
         self.committed = true;
         if let Err(e) = fault::point("storage.dir.renamed").and_then(|()| sync_parent(&self.target)) {
             // It may not last, so it must not be taken for done: the caller goes on as if it had never been.
@@ -293,6 +313,15 @@ fn stage(target: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Resul
     Err(io::Error::other("no free staging name"))
 }
 
+/// Renames to a name that must be free.
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system has NOREPLACE: there, whoever takes the name between these two steps loses it.
+        Err(Errno::INVAL) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
+        result => Ok(result?),
+    }
+}
+
 fn same_file(found: &fs::Metadata, file: &File) -> bool {
     file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))
 }
@@ -319,82 +348,4 @@ fn parent(path: &Path) -> &Path {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_committed_file_replaces_and_a_dropped_one_vanishes() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("state");
-        write(&target, b"old").unwrap();
-        let staged = StagedFile::create(&target).unwrap();
-        staged.file().write_all(b"half").unwrap();
-        assert!(staged.path().exists());
-        drop(staged);
-        assert_eq!(fs::read(&target).unwrap(), b"old");
-        write(&target, b"new").unwrap();
-        assert_eq!(fs::read(&target).unwrap(), b"new");
-        assert_eq!(names(dir.path()), ["state"]);
-    }
-
-    #[test]
-    fn a_committed_directory_never_replaces() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("image");
-        for (content, committed) in [("first", true), ("second", false)] {
-            let staged = StagedDir::create(&target).unwrap();
-            fs::create_dir(staged.path().join("sub")).unwrap();
-            fs::write(staged.path().join("sub/file"), content).unwrap();
-            let result = staged.commit();
-            assert_eq!(result.is_ok(), committed);
-            if let Err(e) = result {
-                assert_eq!(e.kind(), io::ErrorKind::AlreadyExists);
-            }
-        }
-        assert_eq!(fs::read(target.join("sub/file")).unwrap(), b"first");
-        assert_eq!(names(dir.path()), ["image"]);
-    }
-
-    #[test]
-    fn a_sweep_removes_leftovers_and_spares_living_writers() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(".staged-0-file"), b"crashed").unwrap();
-        fs::create_dir(dir.path().join(".staged-1-dir")).unwrap();
-        fs::write(dir.path().join(".staged-1-dir/part"), b"crashed").unwrap();
-        fs::write(dir.path().join("kept"), b"").unwrap();
-        let living = StagedFile::create(&dir.path().join("file")).unwrap();
-        let living_dir = StagedDir::create(&dir.path().join("dir")).unwrap();
-        assert_eq!(sweep(dir.path()).unwrap(), 2);
-        living.file().write_all(b"done").unwrap();
-        living.commit().unwrap();
-        living_dir.commit().unwrap();
-        assert_eq!(names(dir.path()), ["dir", "file", "kept"]);
-        assert_eq!(sweep(dir.path()).unwrap(), 0);
-    }
-
-    #[test]
-    fn rename_and_remove_are_plain_in_their_effect() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        fs::write(&from, b"x").unwrap();
-        rename(&from, &to).unwrap();
-        assert_eq!(names(dir.path()), ["to"]);
-        remove(&to).unwrap();
-        remove(&to).unwrap();
-        assert!(names(dir.path()).is_empty());
-        assert_eq!(rename(&from, &to).unwrap_err().kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_target_without_a_name_is_refused() {
-        assert!(StagedFile::create(Path::new("/")).is_err());
-        assert!(StagedFile::create(Path::new("/nonexistent-dir/x")).is_err());
-    }
-}
+mod tests;

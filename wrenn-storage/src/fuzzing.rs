@@ -1,8 +1,9 @@
 //! What fuzzers and the tests over their corpus run: hostile bytes into each decoder.
 //!
-//! A checksum keeps random bytes from getting anywhere, so each input is tried as it is and with its checksum made
-//! right. An input that is accepted has to mean exactly one thing: it is encoded back to the same bytes.
+//! A checksum keeps random bytes from getting anywhere, so each input that has one is tried as it is and with its
+//! checksum made right. An input that is accepted has to mean exactly one thing: it is encoded back to the same bytes.
 
+pub use crate::disk::fuzzing::cow_store;
 pub use crate::memory::fuzzing::manifest;
 use crate::working_set::WorkingSet;
 

@@ -12,8 +12,8 @@ mod snapshot;
 mod working_set;
 
 pub use disk::{
-    BackendChoice, BackendKind, CloneKind, DiskError, DiskSpec, RootDisk, RootDisks, clone_file,
-    loop_devices_under, mapped_devices_of,
+    BackendChoice, BackendKind, CloneKind, CowFault, DiskError, DiskSpec, Flattened, RootDisk, RootDisks,
+    clone_file, loop_devices_under, mapped_devices_of,
 };
 pub use image::{
     Collision, Digest, GuestDetails, GuestFiles, Image, ImageDetails, ImageError, ImageList, ImageRegistry,

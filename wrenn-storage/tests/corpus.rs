@@ -35,3 +35,8 @@ fn manifests() {
 fn working_sets() {
     check("working_set", fuzzing::working_set);
 }
+
+#[test]
+fn cow_stores() {
+    check("cow_store", fuzzing::cow_store);
+}

@@ -207,6 +207,8 @@ fn opening_sweeps_what_a_dead_builder_left_and_spares_a_living_one() {
     assert!(!dead.exists());
     assert!(again.list().unwrap().is_empty(), "what is staged is not listed");
     let image = again.register(living, ImageDetails::default(), Collision::Refuse, &mut |_| ()).unwrap();
-    assert!(fs::metadata(image.rootfs).unwrap().blocks() * 512 < 1 << 20, "sparse it was and stays");
+    let allocated = image.allocated().unwrap();
+    assert_eq!(allocated, Bytes(fs::metadata(&image.rootfs).unwrap().blocks() * 512));
+    assert!(allocated > Bytes(0) && allocated < Bytes(1 << 20), "sparse it was and stays: {allocated}");
     assert_eq!(entries(data.path()), ["living"]);
 }

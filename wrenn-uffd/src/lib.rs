@@ -80,6 +80,7 @@ mod source;
 mod stats;
 #[allow(unsafe_code)]
 mod sys;
+mod warm;
 mod worker;
 
 pub use cache::{Backing, PageCache};

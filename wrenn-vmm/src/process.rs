@@ -135,6 +135,12 @@ impl MonitorProcess {
         self.exit.exited().await
     }
 
+    /// As [`exited`](Self::exited), for who does not keep the process: nothing of it is held meanwhile.
+    pub fn exit(&self) -> impl Future<Output = ExitReport> + Send + use<> {
+        let exit = self.exit.clone();
+        async move { exit.exited().await }
+    }
+
     /// How the monitor ended, if it has.
     pub fn exit_report(&self) -> Option<ExitReport> {
         self.exit.now()

@@ -92,6 +92,7 @@ enum Expr {
     Over(u64),
     Counter,
     Masquerade,
+    Redirect,
     Verdict(VerdictCode),
     Jump(&'static CStr),
 }
@@ -258,6 +259,11 @@ impl Rule {
         self.and([Expr::Masquerade])
     }
 
+    /// To the address of the interface it came from, at the same port.
+    pub(crate) fn redirect(self) -> Self {
+        self.and([Expr::Redirect])
+    }
+
     pub(super) fn push<P: Pusher>(&self, list: PushExprListAttrs<P>) -> PushExprListAttrs<P> {
         self.exprs.iter().fold(list, push)
     }
@@ -282,8 +288,9 @@ fn push<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprListAttrs
         Expr::NotInSet(set) => lookup(list, set, LookupFlags::Invert as u32),
         Expr::Over(rate) => limit(list, *rate),
         Expr::Counter => list.nested_elem().nested_data_counter().end_nested().end_nested(),
-        // It has no options here, and the kernel's description leaves it out.
+        // They have no options here, and the kernel's description leaves them out.
         Expr::Masquerade => list.nested_elem().push_name(c"masq").end_nested(),
+        Expr::Redirect => list.nested_elem().push_name(c"redir").end_nested(),
         Expr::Verdict(code) => verdict(list, *code, None),
         Expr::Jump(chain) => verdict(list, VerdictCode::Jump, Some(chain)),
     }

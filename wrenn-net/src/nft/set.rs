@@ -2,6 +2,8 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use netlink_bindings::nftables::{PushSetelemListAttrs, Request, SetElemFlags, SetFlags};
 use netlink_bindings::traits::Pusher;
@@ -10,6 +12,7 @@ use netlink_socket2::NetlinkSocket;
 
 use super::{Transaction, inet, whole_name};
 use crate::link::{not_sent, refused};
+use crate::named::Opening;
 use crate::ranges::Range;
 
 /// NFTA_SET_ELEM_KEY_END and NFTA_DATA_VALUE. The library has another number for the first, as it leaves a filler out.
@@ -49,6 +52,10 @@ pub(crate) enum Keys {
     LinksWithAddresses,
     /// Interfaces, each with ranges of addresses and of a protocol's ports.
     LinksWithServices,
+    /// Interfaces, each with an address. Elements last for a time.
+    PinnedHosts,
+    /// Interfaces, each with an address, a protocol and a port. Elements last for a time.
+    PinnedPorts,
 }
 
 impl Keys {
@@ -56,8 +63,8 @@ impl Keys {
         match self {
             Self::Addresses => &[ADDRESS],
             Self::Links => &[LINK],
-            Self::LinksWithAddresses => &[LINK, ADDRESS],
-            Self::LinksWithServices => &[LINK, ADDRESS, PROTOCOL, PORT],
+            Self::LinksWithAddresses | Self::PinnedHosts => &[LINK, ADDRESS],
+            Self::LinksWithServices | Self::PinnedPorts => &[LINK, ADDRESS, PROTOCOL, PORT],
         }
     }
 
@@ -68,22 +75,34 @@ impl Keys {
             Self::LinksWithAddresses | Self::LinksWithServices => {
                 SetFlags::Interval as u32 | SetFlags::Concat as u32
             }
+            // Without ranges it is a hash table, to which adding costs the same however large it is.
+            Self::PinnedHosts | Self::PinnedPorts => SetFlags::Timeout as u32,
         }
     }
 }
 
-/// An element: the key it begins with and, in sets with several fields, the key it ends with.
+/// An element: the key it begins with and, in sets with ranges of several fields, the key it ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Element {
     first: Vec<u8>,
     last: Option<Vec<u8>>,
     flags: u32,
+    /// When the kernel takes it out.
+    timeout: Option<Duration>,
 }
 
 impl Element {
+    fn key(first: Vec<u8>) -> Self {
+        Self { first, last: None, flags: 0, timeout: None }
+    }
+
+    fn range(first: Vec<u8>, last: Vec<u8>) -> Self {
+        Self { last: Some(last), ..Self::key(first) }
+    }
+
     /// The elements of a set of addresses; `ranges` are sorted and do not touch each other.
     pub(crate) fn addresses(ranges: &[Range]) -> Vec<Self> {
-        let one = |key: u32, flags| Self { first: key.to_be_bytes().into(), last: None, flags };
+        let one = |key: u32, flags| Self { flags, ..Self::key(key.to_be_bytes().into()) };
         // An interval is two elements: its first address, and the first address behind it, if there is one.
         let both = |range: &Range| {
             let end = range.last.checked_add(1).map(|end| one(end, SetElemFlags::IntervalEnd as u32));
@@ -93,26 +112,36 @@ impl Element {
     }
 
     pub(crate) fn link(name: &str) -> Self {
-        Self { first: whole_name(name), last: None, flags: 0 }
+        Self::key(whole_name(name))
     }
 
     pub(crate) fn link_with_address(name: &str, addresses: Range) -> Self {
         let key = |address: u32| [&whole_name(name)[..], &address.to_be_bytes()].concat();
-        Self { first: key(addresses.first), last: Some(key(addresses.last)), flags: 0 }
+        Self::range(key(addresses.first), key(addresses.last))
     }
 
     pub(crate) fn link_with_service(name: &str, addresses: Range, protocol: u8, ports: Range) -> Self {
-        let key = |address: u32, port: u32| {
-            // Each field fills registers of four bytes; ports are two of them.
-            let port = &port.to_be_bytes()[2..];
-            [&whole_name(name)[..], &address.to_be_bytes(), &[protocol, 0, 0, 0], port, &[0, 0]].concat()
-        };
-        Self {
-            first: key(addresses.first, ports.first),
-            last: Some(key(addresses.last, ports.last)),
-            flags: 0,
-        }
+        let key = |address: u32, port: u32| service(name, address.into(), protocol, port as u16);
+        Self::range(key(addresses.first, ports.first), key(addresses.last, ports.last))
     }
+
+    /// An element of the set that is for what is opened.
+    pub(crate) fn pin(name: &str, address: Ipv4Addr, opening: Opening) -> Self {
+        Self::key(match opening {
+            Opening::Everything => [&whole_name(name)[..], &address.octets()].concat(),
+            Opening::Port { protocol, port } => service(name, address, protocol, port),
+        })
+    }
+
+    /// The same, for so long; not much less than a millisecond.
+    pub(crate) fn lasting(self, time: Duration) -> Self {
+        Self { timeout: Some(time), ..self }
+    }
+}
+
+/// Each field of a key fills registers of four bytes, of which a protocol is one and a port two.
+fn service(name: &str, address: Ipv4Addr, protocol: u8, port: u16) -> Vec<u8> {
+    [&whole_name(name)[..], &address.octets(), &[protocol, 0, 0, 0], &port.to_be_bytes(), &[0, 0]].concat()
 }
 
 impl Transaction<'_> {
@@ -135,7 +164,7 @@ impl Transaction<'_> {
             // Attributes are multiples of four bytes.
             set.as_vec_mut().extend([0; 2]);
         }
-        if fields.len() > 1 {
+        if keys.flags() & SetFlags::Concat as u32 != 0 {
             let mut lengths = set.nested_desc().nested_concat();
             for field in fields {
                 lengths = lengths.nested_elem().push_len(field.len).end_nested();
@@ -162,9 +191,18 @@ impl Transaction<'_> {
     }
 }
 
+impl Transaction<'_> {
+    /// Takes elements, which may have run out meanwhile, from a set whose elements last for a time.
+    pub(crate) fn withdraw(&mut self, set: &CStr, elements: &[Element]) {
+        // There is a message for just this from Linux 6.3 on; adding them first does for all.
+        self.add(set, elements);
+        self.remove(set, elements);
+    }
+}
+
 fn push<P: Pusher>(list: PushSetelemListAttrs<P>, elements: &[Element]) {
     let mut list = list.nested_elements();
-    for Element { first, last, flags } in elements {
+    for Element { first, last, flags, timeout } in elements {
         let mut element = list.nested_elem().nested_key().push_value(first).end_nested();
         if let Some(last) = last {
             let buffer = element.as_vec_mut();
@@ -172,6 +210,10 @@ fn push<P: Pusher>(list: PushSetelemListAttrs<P>, elements: &[Element]) {
             push_header(buffer, DATA_VALUE, last.len() as u16);
             buffer.extend(last);
             finalize_nested_header(buffer, end);
+        }
+        if let Some(timeout) = timeout {
+            // In milliseconds, and not in this machine's byte order, which is the library's.
+            element = element.push_timeout((timeout.as_millis().max(1) as u64).to_be());
         }
         list = element.push_flags(&flags.to_be_bytes()).end_nested();
     }

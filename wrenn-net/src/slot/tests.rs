@@ -6,7 +6,8 @@ use std::time::Duration;
 use wrenn_base::{Reaper, SandboxId, UndoList};
 
 use super::SlotSpec;
-use crate::egress::{AllowRule, EgressPolicy};
+use crate::allow::AllowRule;
+use crate::egress::EgressPolicy;
 use crate::error::NetError;
 use crate::host::{HostNet, HostNetSpec};
 use crate::netns::{self, Place};
@@ -50,7 +51,12 @@ impl Faults {
 /// Fails a creation after each step in turn, without and with a policy of its own, and lets `take_back` undo it.
 fn fail_everywhere(take_back: impl Fn(UndoList, &Reaper) + Send + Sync) {
     let rule = AllowRule::to("10.0.0.0/8".parse().unwrap()).ports(1..=99);
-    for policy in [EgressPolicy::default(), EgressPolicy::internet().allow(rule).unwrap()] {
+    let name = AllowRule::to_name("example.com".parse().unwrap());
+    for policy in [
+        EgressPolicy::default(),
+        EgressPolicy::internet().allow(rule).unwrap(),
+        EgressPolicy::deny_all().allow(name).unwrap(),
+    ] {
         fail_with(&policy, &take_back);
     }
 }
@@ -59,6 +65,10 @@ fn fail_with(policy: &EgressPolicy, take_back: &(impl Fn(UndoList, &Reaper) + Se
     common::on_scratch_host(|host| {
         let mut host_undo = host.undo();
         let net = HostNet::open(HostNetSpec::new(host.id.clone(), host.netns_dir()), &mut host_undo).unwrap();
+        // The resolver stays, once there is one.
+        let mut undo = host.undo();
+        net.slot_with_egress(SlotSpec { sandbox: SandboxId::random(), index: 6 }, policy, &mut undo).unwrap();
+        take_back(undo, &host.reaper);
         let before = host.state();
         let mut steps = Vec::new();
         loop {
@@ -82,6 +92,7 @@ fn fail_with(policy: &EgressPolicy, take_back: &(impl Fn(UndoList, &Reaper) + Se
             "TAP made",
             "veth pair made",
             "address claimed",
+            "questions heard",
         ] {
             assert!(steps.contains(&step), "never failed after {step}: {steps:?}");
         }

@@ -34,10 +34,21 @@ pub(crate) fn nothing() -> EgressPolicy {
 impl<'a> World<'a> {
     /// With all `addresses` on the internet, whichever range they are from.
     pub(crate) fn new(host: &'a Host, addresses: &[Ipv4Addr], policy: &EgressPolicy) -> Self {
+        Self::of(host, addresses, policy, |_| ())
+    }
+
+    /// The same, with a host's network that is opened otherwise.
+    pub(crate) fn of(
+        host: &'a Host,
+        addresses: &[Ipv4Addr],
+        policy: &EgressPolicy,
+        adapt: impl FnOnce(&mut HostNetSpec),
+    ) -> Self {
         let internet = host.internet(&[addresses, &[MARK, RESOLVER]].concat());
         let (mut host_undo, mut undo) = (host.undo(), host.undo());
         let mut config = HostNetSpec::new(host.id.clone(), host.netns_dir());
         config.dns = vec![RESOLVER];
+        adapt(&mut config);
         let net = HostNet::open(config, &mut host_undo).unwrap();
         let slot = net.slot_with_egress(spec(1), policy, &mut undo).unwrap();
         let mark = internet.socket(MARK, 9);

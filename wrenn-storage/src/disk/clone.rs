@@ -71,8 +71,8 @@ fn copy_sparsely(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// The next run of data at or after `offset`, as start and end.
-fn next_data(file: &File, offset: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+/// The next run of data at or after `offset` and before `len`, as start and end.
+pub(super) fn next_data(file: &File, offset: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match seek(file, SeekFrom::Data(offset)) {
         Err(Errno::NXIO) => return Ok(None),
         // A file system that knows no holes: everything is data.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{DiskError, DiskSpec, Geometry, clone, cow_exists, create_cow};
+use super::cow::{Geometry, Source, cow_exists, create_cow};
+use super::flatten::Flattening;
+use super::{DiskError, DiskSpec, clone};
 
 pub(super) fn attach(spec: &DiskSpec<'_>, geometry: Geometry) -> Result<PathBuf, DiskError> {
     if !cow_exists(spec.cow, geometry.disk)? {
@@ -14,4 +16,14 @@ pub(super) fn attach(spec: &DiskSpec<'_>, geometry: Geometry) -> Result<PathBuf,
         })?;
     }
     Ok(spec.cow.to_owned())
+}
+
+/// Gives `flattening` the disk: it is all in the cow file.
+pub(super) fn flatten(
+    spec: &DiskSpec<'_>,
+    geometry: Geometry,
+    flattening: &mut Flattening<'_>,
+) -> Result<(), DiskError> {
+    let cow = Source::open_cow(spec.cow, geometry.disk)?;
+    flattening.take(&cow, 0..geometry.disk, 0)
 }

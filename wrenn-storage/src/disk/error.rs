@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use wrenn_base::Bytes;
 
-/// A root disk cannot be attached, detached or cloned.
+/// A root disk cannot be attached, detached, flattened or measured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskError {
@@ -59,17 +59,16 @@ pub enum DiskError {
         found: u64,
     },
     /// The changes of a sandbox can no longer be read.
-    #[error(
-        "the root disk's changes in {} are damaged (the kernel calls the snapshot {state:?}): \
-         go back to an earlier snapshot of the sandbox",
-        cow.display()
-    )]
+    #[error("the root disk's changes in {} are damaged: go back to an earlier snapshot of the sandbox", cow.display())]
     Damaged {
         /// The file with the sandbox's changes.
         cow: PathBuf,
-        /// The state that device-mapper reports.
-        state: String,
+        /// What is wrong with it.
+        source: CowFault,
     },
+    /// The caller wanted no more of it.
+    #[error("flattening the root disk was cancelled")]
+    Cancelled,
     /// A device stayed in use until the deadline.
     #[error("device {device} is still in use: end the process that has it open, then try again")]
     Busy {
@@ -105,6 +104,62 @@ pub enum DiskError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+}
+
+/// What is wrong with a file that holds the changes of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CowFault {
+    /// It is something else.
+    #[error("its header is not that of a snapshot's changes")]
+    Foreign,
+    /// Changes are listed and the header before them is not there.
+    #[error("its header is gone")]
+    HeaderLost,
+    /// The kernel gave the snapshot up.
+    #[error("the kernel marked it as invalid, as it does when changes could not be written")]
+    Invalidated,
+    /// Another kernel's format.
+    #[error("it has version {found}, and version 1 is known")]
+    Version {
+        /// The version stated.
+        found: u32,
+    },
+    /// It was made with chunks of another size.
+    #[error("its chunks have {found} sectors instead of {expected}")]
+    ChunkSize {
+        /// The size stated, in sectors of 512 bytes.
+        found: u32,
+        /// The size that root disks have.
+        expected: u64,
+    },
+    /// The list of changes goes on after its end: a part of it was lost.
+    #[error("a part of its list of changes is gone")]
+    ListBroken,
+    /// It lists what the disk does not have.
+    #[error("it lists chunk {chunk}, which is beyond the end of the disk")]
+    OutsideDisk {
+        /// The disk's chunk.
+        chunk: u64,
+    },
+    /// It refers to a place where no change can be.
+    #[error("it refers to chunk {chunk} of its own, where no change can be")]
+    OutsideStore {
+        /// The file's chunk.
+        chunk: u64,
+    },
+    /// It lists a chunk twice, or lists two with one place.
+    #[error("it has chunk {chunk} of the disk, or its place, twice")]
+    Twice {
+        /// The disk's chunk.
+        chunk: u64,
+    },
+    /// The kernel does not take it.
+    #[error("the kernel calls the snapshot {state:?}")]
+    Refused {
+        /// The state that device-mapper reports.
+        state: String,
     },
 }
 

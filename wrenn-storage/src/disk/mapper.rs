@@ -5,14 +5,13 @@
 //! crate waits for it to have seen a change (for that, udev needs the rules of Debian's package `dmsetup`).
 
 use std::io;
-use std::time::Duration;
 
 use devicemapper::errors::Error as CoreError;
 use devicemapper::{DM, DevId, DmError, DmFlags, DmName, DmOptions, DmUdevFlags};
 use wrenn_base::{Deadline, HostId};
 
 use super::node::DeviceNumber;
-use super::{DiskError, snapshot};
+use super::{DiskError, busy, snapshot};
 
 /// The targets that root disks are made of, each with parameters that a table may be tried with.
 ///
@@ -139,18 +138,10 @@ impl Mapper {
     pub(super) fn remove(&self, name: &str, deadline: Deadline) -> Result<(), DiskError> {
         let failed = |source| DiskError::Mapper { action: "remove", device: name.to_owned(), source };
         let id = DevId::Name(dm_name(name).map_err(failed)?);
-        let mut pause = Duration::from_millis(2);
-        loop {
-            let Err(source) = self.try_remove(&id) else { return Ok(()) };
-            match source.raw_os_error() {
-                Some(libc::ENXIO) => return Ok(()),
-                Some(libc::EBUSY) if deadline.passed() => {
-                    return Err(DiskError::Busy { device: name.to_owned(), source });
-                }
-                Some(libc::EBUSY) => std::thread::sleep(pause.min(deadline.remaining())),
-                _ => return Err(failed(source)),
-            }
-            pause = (pause * 2).min(Duration::from_millis(200));
+        match busy::while_busy(deadline, || self.try_remove(&id)) {
+            Err(source) if source.raw_os_error() == Some(libc::ENXIO) => Ok(()),
+            Err(source) if busy::is_busy(&source) => Err(DiskError::Busy { device: name.to_owned(), source }),
+            result => result.map_err(failed),
         }
     }
 

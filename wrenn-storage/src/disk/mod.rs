@@ -8,41 +8,57 @@
 //!   system can, else a sparse copy) and the clone is the disk.
 //!
 //! Both show the same: [`RootDisk::device`] to give to a monitor, [`RootDisk::cow`] the one file that holds the
-//! sandbox's changes. The changes fit that one image only, byte for byte.
+//! sandbox's changes. The changes fit that one image only, byte for byte. `tests/common` has one body of tests for both.
+//!
+//! The backend is an enum and not a trait: there are these two, nobody brings a third, what they have in common (sizes,
+//! the cow file, the undo) is around them, and each of their few operations is one `match` that a new backend could not
+//! be forgotten in.
 //!
 //! ```text
 //!   absent ──attach──> attached ──detach──> detached (the cow file stays) ──attach──> attached …
+//!                         └──────── flatten ────────┴──> a plain file: an image of its own
 //! ```
 //!
 //! Failure paths:
 //! - An `attach` that fails leaves no cow file behind that was not there before, and no device once the undo list
 //!   has run. Loop devices clear themselves with their last user.
+//! - A cow file is checked whole before the kernel gets it, and one that is damaged is refused as it is.
 //! - A process that dies leaves its mapped devices. The next `attach` for the same sandbox removes them first;
 //!   [`RootDisks::attached`] finds them by name.
 //! - `detach` retries "Device or resource busy", and nothing else, until its deadline: the monitor that had the disk
 //!   open must have been reaped before.
 
+mod busy;
 mod clone;
 mod copy;
+mod cow;
 mod error;
+mod flatten;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod inventory;
 mod loops;
 mod mapper;
 mod node;
 mod snapshot;
+mod store;
 #[allow(unsafe_code)]
 mod sys;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wrenn_base::{Bytes, Deadline, HostId, SandboxId, UndoList};
 
 pub use clone::{CloneKind, clone_file};
-pub use error::DiskError;
+pub use error::{CowFault, DiskError};
+pub use flatten::Flattened;
 pub use inventory::{loop_devices_under, mapped_devices_of};
 
+use cow::Geometry;
+use flatten::Flattening;
 use mapper::Mapper;
 use snapshot::Names;
 
@@ -77,8 +93,13 @@ pub enum BackendKind {
 #[derive(Debug, Clone)]
 pub struct RootDisks {
     host: HostId,
-    /// `None`: the copy backend.
-    mapper: Option<Arc<Mapper>>,
+    backend: Backend,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    DeviceMapper(Arc<Mapper>),
+    Copy,
 }
 
 /// What [`RootDisks::attach`] is to attach.
@@ -104,24 +125,25 @@ impl RootDisks {
     /// [`DiskError::NoDeviceMapper`] where device-mapper was asked for and does not work; with
     /// [`BackendChoice::Auto`] that is logged, and copies it is.
     pub fn probe(host: &HostId, choice: BackendChoice) -> Result<Self, DiskError> {
-        let mapper = match choice {
-            BackendChoice::Copy => None,
-            BackendChoice::DeviceMapper => Some(Mapper::probe(host)?),
-            BackendChoice::Auto => match Mapper::probe(host) {
-                Ok(mapper) => Some(mapper),
-                Err(error) => {
-                    let reason = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::info!(%error, reason, "root disks will be copies of their images");
-                    None
-                }
-            },
+        let mapper = || Mapper::probe(host).map(|mapper| Backend::DeviceMapper(Arc::new(mapper)));
+        let backend = match choice {
+            BackendChoice::Copy => Backend::Copy,
+            BackendChoice::DeviceMapper => mapper()?,
+            BackendChoice::Auto => mapper().unwrap_or_else(|error| {
+                let reason = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::info!(%error, reason, "root disks will be copies of their images");
+                Backend::Copy
+            }),
         };
-        Ok(Self { host: host.clone(), mapper: mapper.map(Arc::new) })
+        Ok(Self { host: host.clone(), backend })
     }
 
     /// The backend in use.
     pub fn backend(&self) -> BackendKind {
-        if self.mapper.is_some() { BackendKind::DeviceMapper } else { BackendKind::Copy }
+        match self.backend {
+            Backend::DeviceMapper(_) => BackendKind::DeviceMapper,
+            Backend::Copy => BackendKind::Copy,
+        }
     }
 
     /// Attaches a sandbox's disk.
@@ -135,14 +157,71 @@ impl RootDisks {
     /// unchanged, one that was not is not there.
     pub fn attach(&self, spec: &DiskSpec<'_>, undo: &mut UndoList) -> Result<RootDisk, DiskError> {
         let geometry = Geometry::of(spec)?;
-        let (device, attachment) = match &self.mapper {
-            None => (copy::attach(spec, geometry)?, Arc::new(Attachment::default())),
-            Some(mapper) => {
+        let (device, attachment) = match &self.backend {
+            Backend::Copy => (copy::attach(spec, geometry)?, Arc::new(Attachment::default())),
+            Backend::DeviceMapper(mapper) => {
                 snapshot::attach(mapper, &Names::of(&self.host, spec.sandbox), spec, geometry, undo)?
             }
         };
         tracing::debug!(sandbox = %spec.sandbox, device = %device.display(), "root disk attached");
         Ok(RootDisk { device, cow: spec.cow.to_owned(), attachment })
+    }
+
+    /// Writes what a sandbox's disk shows to the new file `target`: an image that needs no other.
+    ///
+    /// Maps nothing, and only reads: the image and the cow file are left as they are. The disk is detached, or it is
+    /// attached, nobody writes to it, and what was written to its device has been synced. Holes are not read, and
+    /// blocks of zeros become holes. After each piece of up to a mebibyte that was read `pace` is told the piece's
+    /// length: it may wait to leave the file system to others, or end the work.
+    ///
+    /// # Errors
+    /// [`DiskError::Cancelled`] where `pace` said so, [`DiskError::WrongLength`] or [`DiskError::Damaged`] for a cow file
+    /// that cannot be read, and else as [`attach`](Self::attach) for what fits no disk. [`DiskError::Io`] otherwise, also
+    /// where there is no cow file and where `target` is there already; that is then untouched. In all cases nothing new
+    /// is left.
+    ///
+    /// ```
+    /// # use std::ops::ControlFlow;
+    /// # use std::time::Duration;
+    /// # use wrenn_base::{Bytes, Deadline, HostId, Reaper, SandboxId, UndoList};
+    /// # use wrenn_storage::{BackendChoice, Collision, DiskSpec, ImageDetails, ImageRegistry, RootDisks};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (image, cow) = (dir.path().join("image"), dir.path().join("cow"));
+    /// # let mut content = vec![0; 1 << 20];
+    /// # content[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    /// # std::fs::write(&image, content)?;
+    /// # let mut undo = UndoList::new(&Reaper::start());
+    /// # let choice = BackendChoice::Copy;
+    /// let disks = RootDisks::probe(&HostId::random(), choice)?;
+    /// let sandbox = SandboxId::random();
+    /// let spec = DiskSpec { sandbox: &sandbox, image: &image, cow: &cow, size: Some(Bytes(4 << 20)) };
+    /// let disk = disks.attach(&spec, &mut undo)?;
+    /// // … a guest runs on `disk.device()` …
+    /// disk.detach(Deadline::after(Duration::from_secs(5)))?;
+    ///
+    /// let registry = ImageRegistry::open(dir.path())?;
+    /// let staged = registry.stage(&"mine".parse()?)?;
+    /// let flat = disks.flatten(&spec, &staged.rootfs(), |_| ControlFlow::Continue(()))?;
+    /// assert!(flat.size == Bytes(4 << 20) && flat.allocated < flat.size);
+    /// let image = registry.register(staged, ImageDetails::default(), Collision::Refuse, &mut |_| ())?;
+    /// assert_eq!(image.size, flat.size);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn flatten(
+        &self,
+        spec: &DiskSpec<'_>,
+        target: &Path,
+        mut pace: impl FnMut(Bytes) -> ControlFlow<()>,
+    ) -> Result<Flattened, DiskError> {
+        let geometry = Geometry::of(spec)?;
+        let mut flattening = Flattening::begin(target, geometry.disk, &mut pace)?;
+        match &self.backend {
+            Backend::DeviceMapper(_) => snapshot::flatten(spec, geometry, &mut flattening)?,
+            Backend::Copy => copy::flatten(spec, geometry, &mut flattening)?,
+        }
+        let flattened = flattening.finish()?;
+        tracing::debug!(sandbox = %spec.sandbox, target = %target.display(), ?flattened, "root disk flattened");
+        Ok(flattened)
     }
 
     /// The sandboxes of this host that have mapped devices, attached by this process or by one that died.
@@ -163,9 +242,9 @@ impl RootDisks {
     /// # Errors
     /// [`DiskError::Busy`] where something still uses a device when the deadline has passed.
     pub fn remove(&self, sandbox: &SandboxId, deadline: Deadline) -> Result<(), DiskError> {
-        match &self.mapper {
-            Some(mapper) => Names::of(&self.host, sandbox).remove(mapper, deadline),
-            None => Ok(()),
+        match &self.backend {
+            Backend::DeviceMapper(mapper) => Names::of(&self.host, sandbox).remove(mapper, deadline),
+            Backend::Copy => Ok(()),
         }
     }
 }
@@ -189,6 +268,16 @@ impl RootDisk {
     /// The file that holds the sandbox's changes: all there is to keep.
     pub fn cow(&self) -> &Path {
         &self.cow
+    }
+
+    /// What the changes take of their file system, now; more while the disk is attached and written to.
+    ///
+    /// With the copy backend that is the whole disk, of which a reflink may share most with the image.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`].
+    pub fn allocated(&self) -> Result<Bytes, DiskError> {
+        cow::allocated(&self.cow)
     }
 
     /// Takes the disk away from the host and makes the changes durable. Doing so twice is fine.
@@ -233,65 +322,4 @@ impl Attachment {
         *mapped = None;
         Ok(())
     }
-}
-
-/// The sizes of a disk, checked.
-#[derive(Debug, Clone, Copy)]
-struct Geometry {
-    /// The image's bytes, whole blocks, not 0.
-    image: u64,
-    /// The disk's bytes, whole blocks, at least the image's.
-    disk: u64,
-}
-
-impl Geometry {
-    fn of(spec: &DiskSpec<'_>) -> Result<Self, DiskError> {
-        let image = fs::metadata(spec.image).map_err(DiskError::io("open image", spec.image))?.len();
-        if image == 0 || !image.is_multiple_of(BLOCK) {
-            return Err(DiskError::NotWholeBlocks { image: spec.image.to_owned(), size: Bytes(image) });
-        }
-        let disk = spec.size.map_or(image, Bytes::get);
-        // The largest offset a file can have bounds the disk too.
-        if !disk.is_multiple_of(BLOCK) || disk > i64::MAX as u64 / 2 {
-            return Err(DiskError::BadSize { asked: Bytes(disk) });
-        }
-        if disk < image {
-            return Err(DiskError::TooSmall {
-                image: spec.image.to_owned(),
-                asked: Bytes(disk),
-                needed: Bytes(image),
-            });
-        }
-        Ok(Self { image, disk })
-    }
-}
-
-/// Whether a cow file is there; one of another length than `expected` is refused.
-fn cow_exists(cow: &Path, expected: u64) -> Result<bool, DiskError> {
-    match fs::metadata(cow) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(DiskError::io("open", cow)(e)),
-        Ok(meta) if meta.len() == expected => Ok(true),
-        Ok(meta) => Err(DiskError::WrongLength { cow: cow.to_owned(), expected, found: meta.len() }),
-    }
-}
-
-/// Makes the cow file under a passing name and gives it its own once it is whole.
-fn create_cow(cow: &Path, fill: impl FnOnce(&fs::File) -> std::io::Result<()>) -> Result<(), DiskError> {
-    let mut partial = cow.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    // Not durable yet, and need not be: it is worth keeping only once it was detached, which makes it so.
-    let result = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&partial)
-        .and_then(|file| fill(&file))
-        .and_then(|()| fs::rename(&partial, cow));
-    if result.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    result.map_err(DiskError::io("create", cow))
 }

@@ -7,22 +7,29 @@
 //!     └─ store:  the cow file's loop device
 //! ```
 //!
-//! The store is the kernel's persistent exception store (drivers/md/dm-snap-persistent.c): one header chunk, then
-//! areas of one metadata chunk that lists as many data chunks as it has 16-byte entries.
+//! The store is the kernel's persistent exception store, which `store.rs` can read too: before the kernel gets it,
+//! since the kernel believes what it says, and to flatten a disk without mapping it.
 //!
 //! Invariant: the store has room for every chunk of the disk and all their metadata, so a guest that rewrites its whole
 //! disk never fills it up. A store that overflows would invalidate the snapshot, and with it the sandbox.
 
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_base::{Deadline, HostId, SandboxId, UndoList};
 
+use super::clone::next_data;
+use super::cow::{Geometry, Source, create_cow};
+use super::flatten::Flattening;
 use super::loops::LoopDevice;
 use super::mapper::{Mapper, TableLine};
 use super::node::DeviceNumber;
-use super::{Attachment, DiskError, DiskSpec, Geometry, Mapped, cow_exists, create_cow, node};
+use super::store::{Changes, Layout, StoreError};
+use super::{Attachment, CowFault, DiskError, DiskSpec, Mapped, node};
 
 const SECTOR: u64 = 512;
 
@@ -32,9 +39,6 @@ const SECTOR: u64 = 512;
 /// take twice the time of 16 KiB (measured; they are most of a boot). 64 KiB reads no faster than 16 KiB, and a store of
 /// scattered writes is twice as large.
 const CHUNK: u64 = 16 << 10;
-
-/// How many data chunks one metadata chunk lists: its entries are two 64-bit numbers.
-const CHUNKS_PER_AREA: u64 = CHUNK / 16;
 
 /// How long a stale device of the same name may stay busy: its user was killed, and is only being reaped.
 const STALE_LIMIT: Duration = Duration::from_secs(10);
@@ -70,13 +74,57 @@ impl Names {
     }
 }
 
-/// The length of a store in which every chunk of a disk of `disk` bytes can be rewritten.
-fn store_len(disk: u64) -> u64 {
-    let data = disk.div_ceil(CHUNK);
-    // One area more than are used: when an area is full, the kernel clears the next one's metadata at once.
-    let metadata = data.div_ceil(CHUNKS_PER_AREA) + 1;
-    let header = 1;
-    (header + data + metadata) * CHUNK
+/// How the store of such a disk is laid out.
+fn layout(geometry: Geometry) -> Layout {
+    Layout::new(CHUNK, geometry.disk)
+}
+
+/// Reads what was written to a disk, as its cow file has it, and checks all of it.
+fn read_changes(cow: &Source, geometry: Geometry) -> Result<Changes, DiskError> {
+    let layout = layout(geometry);
+    let damaged = |source| DiskError::Damaged { cow: cow.path.clone(), source };
+    let read = |chunk, buf: &mut [u8]| cow.file.read_exact_at(buf, chunk * CHUNK);
+    let changes = Changes::read(layout, read).map_err(|error| match error {
+        StoreError::Read(source) => DiskError::io("read", &cow.path)(source),
+        StoreError::Fault(fault) => damaged(fault),
+    })?;
+    // A new file is one hole. One with content has lost its header and its list, and must not become a new one.
+    if changes.are_new() {
+        let content = next_data(&cow.file, 0, layout.store_len());
+        if content.map_err(DiskError::io("read", &cow.path))?.is_some() {
+            return Err(damaged(CowFault::HeaderLost));
+        }
+    }
+    Ok(changes)
+}
+
+/// Gives `flattening` the disk: what was written from the cow file, and the rest from the image.
+pub(super) fn flatten(
+    spec: &DiskSpec<'_>,
+    geometry: Geometry,
+    flattening: &mut Flattening<'_>,
+) -> Result<(), DiskError> {
+    let cow = Source::open_cow(spec.cow, layout(geometry).store_len())?;
+    let changes = read_changes(&cow, geometry)?;
+    let image = Source::open(spec.image)?;
+    let mut done = 0;
+    for run in changes.runs() {
+        take_unchanged(flattening, &image, geometry, done..run.disk.start)?;
+        flattening.take(&cow, run.disk.clone(), run.at)?;
+        done = run.disk.end;
+    }
+    take_unchanged(flattening, &image, geometry, done..geometry.disk)
+}
+
+/// Gives `flattening` a part of the disk that was never written. What lies beyond the image is zeros.
+fn take_unchanged(
+    flattening: &mut Flattening<'_>,
+    image: &Source,
+    geometry: Geometry,
+    part: Range<u64>,
+) -> Result<(), DiskError> {
+    let part = part.start.min(geometry.image)..part.end.min(geometry.image);
+    flattening.take(image, part.clone(), part.start)
 }
 
 pub(super) fn attach(
@@ -86,9 +134,17 @@ pub(super) fn attach(
     geometry: Geometry,
     undo: &mut UndoList,
 ) -> Result<(PathBuf, Arc<Attachment>), DiskError> {
-    let length = store_len(geometry.disk);
-    let existed = cow_exists(spec.cow, length)?;
+    let length = layout(geometry).store_len();
+    let existing = match Source::open_cow(spec.cow, length) {
+        Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        result => Some(result?),
+    };
     names.remove(mapper, Deadline::after(STALE_LIMIT))?;
+    // Only now: until then it may have been written to.
+    if let Some(cow) = &existing {
+        read_changes(cow, geometry)?;
+    }
+    let existed = existing.is_some();
     let mut node = spec.cow.as_os_str().to_owned();
     node.push(".dev");
     let node = PathBuf::from(node);
@@ -136,7 +192,8 @@ fn map(
     // A store that was invalidated is loaded all the same, and then fails every read.
     let state = mapper.status(&names.disk)?;
     if !state.starts_with(|first: char| first.is_ascii_digit()) {
-        return Err(DiskError::Damaged { cow: spec.cow.to_owned(), state });
+        let source = CowFault::Refused { state };
+        return Err(DiskError::Damaged { cow: spec.cow.to_owned(), source });
     }
     Ok(disk)
 }
@@ -152,37 +209,6 @@ fn base_table(image: DeviceNumber, geometry: Geometry) -> [TableLine; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// What the kernel's allocation does with a store: chunk 0 is the header; chunk 1, and the first of every further
-    /// area, is metadata; data goes everywhere else, in order.
-    fn chunks_used_by(exceptions: u64) -> u64 {
-        let (mut next, mut left) = (1, exceptions);
-        let stride = CHUNKS_PER_AREA + 1;
-        while left > 0 {
-            if next % stride != 1 {
-                left -= 1;
-            }
-            next += 1;
-        }
-        // The area after the last full one is cleared as soon as that is full.
-        let cleared = 1 + exceptions / CHUNKS_PER_AREA * stride;
-        next.max(cleared + 1)
-    }
-
-    #[test]
-    fn a_store_has_room_for_every_chunk_of_its_disk() {
-        for chunks in (1..5000).chain([262_144, 262_143, 262_145]) {
-            let room = store_len(chunks * CHUNK) / CHUNK;
-            let used = chunks_used_by(chunks);
-            assert!(room >= used, "{chunks} chunks: {room} < {used}");
-            assert!(room <= used + 2, "{chunks} chunks: {room} is wasteful for {used}");
-            assert_eq!(
-                store_len(chunks * CHUNK - super::super::BLOCK),
-                room * CHUNK,
-                "a part of a chunk takes one"
-            );
-        }
-    }
 
     #[test]
     fn a_device_name_leads_back_to_its_sandbox() {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -38,7 +38,7 @@ pub struct Image {
     pub name: ImageName,
     /// The ext4 file system: read-only, and never changed.
     pub rootfs: PathBuf,
-    /// The size of that file system (the file is sparse, and takes less).
+    /// The size of that file system (the file is sparse: see [`allocated`](Image::allocated)).
     pub size: Bytes,
     /// The file system's digest: a copy-on-write disk fits the image with this digest only.
     pub digest: Digest,
@@ -233,6 +233,15 @@ impl ImageRegistry {
 }
 
 impl Image {
+    /// What the file system takes on disk: its file is sparse.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] where it cannot be asked for.
+    pub fn allocated(&self) -> Result<Bytes, ImageError> {
+        let meta = fs::metadata(&self.rootfs).map_err(ImageError::io("look at", &self.rootfs))?;
+        Ok(Bytes(meta.blocks() * 512))
+    }
+
     /// Reads the whole file system and compares it with its digest.
     ///
     /// # Errors

@@ -112,7 +112,7 @@ impl Dump {
 }
 
 /// Neighbouring pages of one kind in a chunk of `len` bytes, with the run's position in bytes.
-pub(super) fn page_runs<K: PartialEq>(
+pub(crate) fn page_runs<K: PartialEq>(
     len: usize,
     kind_of: impl Fn(Range<usize>) -> K,
 ) -> impl Iterator<Item = (K, Range<usize>)> {

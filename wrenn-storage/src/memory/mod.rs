@@ -43,6 +43,7 @@ mod sums;
 mod sys;
 mod writer;
 
+pub(crate) use dump::page_runs;
 pub use error::MemoryError;
 pub use identity::ImageIdentity;
 pub use image::{ImageUsage, MemoryImage};
@@ -67,6 +68,6 @@ const MAX_LAYERS: usize = 4096;
 /// One page of zeros, to compare with: a `memcmp` is the fastest portable zero test.
 static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
 
-fn is_zero(page: &[u8]) -> bool {
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     page == &ZERO_PAGE[..page.len()]
 }

@@ -146,4 +146,5 @@ operation_tests! {
     working_set,
     snapshot,
     prune,
+    flatten,
 }

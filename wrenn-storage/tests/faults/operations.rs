@@ -7,8 +7,11 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use wrenn_base::Bytes;
-use wrenn_storage::{LayerDir, MemoryImage, PageRun, SnapshotError, SnapshotStore, WorkingSet, durable};
+use wrenn_base::{Bytes, HostId, SandboxId};
+use wrenn_storage::{
+    BackendChoice, DiskSpec, LayerDir, MemoryImage, PageRun, RootDisks, SnapshotError, SnapshotStore,
+    WorkingSet, durable,
+};
 
 use super::model::{Guest, Write, staged};
 
@@ -25,9 +28,11 @@ pub(crate) struct Found {
     linked: bool,
     /// Whether there is a working set.
     working_set: bool,
+    /// Whether there is a flat disk.
+    flat: bool,
 }
 
-const START: Found = Found { memory: 1, snapshot: 1, linked: false, working_set: false };
+const START: Found = Found { memory: 1, snapshot: 1, linked: false, working_set: false, flat: false };
 const WRITTEN: Found = Found { memory: 2, ..START };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -54,7 +59,7 @@ const MEMORY: Operation = Operation {
     least_points: 20,
 };
 
-pub(crate) const OPERATIONS: [Operation; 9] = [
+pub(crate) const OPERATIONS: [Operation; 10] = [
     Operation { name: "write_full", run: write_full, ..MEMORY },
     Operation { name: "write_diff", run: write_diff, ..MEMORY },
     Operation {
@@ -109,6 +114,20 @@ pub(crate) const OPERATIONS: [Operation; 9] = [
         starts_with: Found { snapshot: 2, ..START },
         leaves: Found { snapshot: 2, ..START },
         least_points: 2,
+        ..MEMORY
+    },
+    Operation {
+        name: "flatten",
+        prepare: |dir| {
+            prepare(dir);
+            fs::write(dir.join("disk-image"), flat_content()).unwrap();
+            fs::copy(dir.join("disk-image"), dir.join("cow")).unwrap();
+        },
+        run: flatten,
+        // What is there is never replaced.
+        can_repeat: |dir| !dir.join("flat").exists(),
+        leaves: Found { flat: true, ..START },
+        least_points: 11,
         ..MEMORY
     },
 ];
@@ -235,6 +254,19 @@ fn prune(dir: &Path) -> Outcome {
     Ok(())
 }
 
+/// Three pieces of a disk.
+fn flat_content() -> Vec<u8> {
+    (0..768).flat_map(|block: u32| [block as u8 | 1; 4096]).collect()
+}
+
+fn flatten(dir: &Path) -> Outcome {
+    let disks = RootDisks::probe(&HostId::random(), BackendChoice::Copy)?;
+    let (sandbox, image, cow) = (SandboxId::random(), dir.join("disk-image"), dir.join("cow"));
+    let spec = DiskSpec { sandbox: &sandbox, image: &image, cow: &cow, size: None };
+    disks.flatten(&spec, &dir.join("flat"), |_| ControlFlow::Continue(()))?;
+    Ok(())
+}
+
 /// Opens everything, cleans up as callers do, and panics where something is not whole or more than is used is left.
 pub(crate) fn check(dir: &Path) -> Found {
     let image = open(dir);
@@ -270,7 +302,9 @@ pub(crate) fn check(dir: &Path) -> Found {
     durable::sweep(dir).unwrap();
     let working_set = WorkingSet::load(&dir.join("working-set")).unwrap().is_some();
     assert_eq!(staged_anywhere(dir), Vec::<String>::new());
-    Found { memory, snapshot: latest, linked, working_set }
+    let flat = dir.join("flat").exists();
+    assert!(!flat || fs::read(dir.join("flat")).unwrap() == flat_content(), "it is whole");
+    Found { memory, snapshot: latest, linked, working_set, flat }
 }
 
 /// Collects what `image` does not use; then there is nothing else.

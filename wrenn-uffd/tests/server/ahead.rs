@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use wrenn_base::BoxError;
+use wrenn_base::{BoxError, Bytes};
 use wrenn_uffd::{
-    Backing, End, FaultServer, FaultServerOptions, PageCache, PageRun, PageSource, Prefetch, Run,
+    Backing, End, FaultServer, FaultServerOptions, PageCache, PageRun, PageSource, Prefetch, Run, UffdError,
 };
 
 use super::guest::{Guest, all_data};
@@ -303,4 +303,53 @@ fn a_prefetch_stops_after_the_read_that_is_under_way() {
         assert!(reads.len() < 3 + threads, "{reads:?}");
         drop((memory, uffd));
     }
+}
+
+#[test]
+fn a_warm_cache_is_not_read_for_again() {
+    const PAGES: usize = 2048;
+    let image = Image::new(PAGES);
+    let source = Watched::new(image.clone(), |_| Ok(()));
+    let Ok(cache) = PageCache::new(source.clone()) else { return };
+    let wish = || Prefetch::Runs(vec![run(1000, 500), run(3, 4), run(1 << 60, 5)]);
+    cache.warm(wish(), Bytes(u64::MAX), || true).unwrap();
+    let data = (1000..1500).chain(3..7).filter(|page| !image.is_zero(*page)).count() as u64;
+    assert_eq!(cache.filled(), Bytes(data * PAGE as u64));
+    let reads = source.reads();
+    let Some(guest) = Guest::start(cache.clone(), PAGES, ahead(wish())) else { return };
+    guest.wait_for_prefetched(504 - data);
+    guest.check(&image, (1000..1500).chain(3..7));
+    guest.server.stop().unwrap();
+    assert_eq!((source.reads(), guest.server.stats().faults), (reads, 0));
+}
+
+#[test]
+fn warming_ends_at_its_limit_and_when_nobody_waits() {
+    const PAGES: usize = 4096;
+    let image = all_data(PAGES);
+    let Ok(cache) = PageCache::new(image.clone()) else { return };
+    cache.warm(Prefetch::All, Bytes(10 * PAGE as u64 + 5), || true).unwrap();
+    assert_eq!(cache.filled(), Bytes(10 * PAGE as u64));
+    let asked = AtomicU64::new(0);
+    cache.warm(Prefetch::All, Bytes(u64::MAX), || asked.fetch_add(1, SeqCst) < 2).unwrap();
+    // To the end of the chunk that was begun, and one more.
+    assert_eq!(cache.filled(), Bytes(1024 * PAGE as u64));
+}
+
+#[test]
+fn what_could_not_be_read_ahead_is_read_when_it_is_touched() {
+    const PAGES: usize = 1024;
+    let image = all_data(PAGES);
+    let failures = AtomicU64::new(0);
+    let source = Watched::new(image.clone(), move |page| {
+        if page == 512 && failures.fetch_add(1, SeqCst) == 0 { Err("not now".into()) } else { Ok(()) }
+    });
+    let Ok(cache) = PageCache::new(source) else { return };
+    let error = cache.warm(Prefetch::All, Bytes(u64::MAX), || true).unwrap_err();
+    assert!(matches!(error, UffdError::Source { offset, .. } if offset == 512 * PAGE as u64), "{error:?}");
+    let Some(guest) = Guest::start(cache, PAGES, ahead(Prefetch::All)) else { return };
+    guest.wait_for_prefetched(512);
+    guest.check(&image, shuffled(PAGES, 7));
+    guest.server.stop().unwrap();
+    assert_eq!(guest.server.stats().faults, 0);
 }
