@@ -11,6 +11,7 @@
 //! something else is ever followed.
 
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::unix::fs::{OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 
@@ -150,11 +151,16 @@ impl Outgoing {
 
     /// Takes it from the monitor to `target`, on the same file system.
     pub(crate) fn take(self, target: &Path) -> Result<(), Cause> {
-        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        lchown(&self.0, Some(user.as_raw()), Some(group.as_raw()))
+        take_over(&self.0)
             .and_then(|()| fs::rename(&self.0, target))
             .map_err(|source| Cause::io("move a file of the monitor's to", target, source))
     }
+}
+
+/// Makes what a monitor's user has the host's.
+pub(crate) fn take_over(path: &Path) -> io::Result<()> {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    lchown(path, Some(user.as_raw()), Some(group.as_raw()))
 }
 
 /// A copy of the small file `from` for the monitor to read, beside the sockets: that is no disk that could be full.
