@@ -167,18 +167,27 @@ impl Cgroup {
         self.set_memory(|limit| limit.saturating_add(more))
     }
 
-    /// Puts the limit in force again, once no process but the monitor is left in it.
+    /// Puts the limit in force again, once no process but the monitor has memory in it.
     ///
     /// Before that there may be more than the limit in use, and the kernel would kill for it.
     pub(crate) fn settle_memory(&self, deadline: Deadline) -> Result<(), CgroupError> {
-        let procs = self.dir.join("cgroup.procs");
-        while read_words(&procs)?.len() > 1 {
+        while self.with_memory()? > 1 {
             if deadline.passed() {
                 return Err(CgroupError::Busy { dir: self.dir.clone() });
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         self.set_memory(|limit| limit)
+    }
+
+    /// How many of its processes have memory: neither those that have ended and are not collected yet, nor the thread of
+    /// the kernel's that KVM makes for each machine and puts beside its monitor.
+    fn with_memory(&self) -> Result<usize, CgroupError> {
+        let has_memory = |pid: &String| {
+            let pages = fs::read_to_string(format!("/proc/{pid}/statm"));
+            pages.is_ok_and(|pages| !pages.starts_with("0 "))
+        };
+        Ok(read_words(&self.dir.join("cgroup.procs"))?.iter().filter(|pid| has_memory(pid)).count())
     }
 
     fn set_memory(&self, limit: impl FnOnce(u64) -> u64) -> Result<(), CgroupError> {
