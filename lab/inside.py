@@ -24,6 +24,8 @@ import wire  # noqa: E402  (its directory is only known now: -I keeps it off the
 
 HERE = "/run/wrenn-lab"
 CGROUPS = "/sys/fs/cgroup/lab"
+# Where sandboxes are put, outside of the cgroup of the command that made them.
+SANDBOXES = "/sys/fs/cgroup/wrenn"
 OPTIONS_9P = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
 # rcu_expedited: emulated CPUs are slow to pass a grace period, and every namespace or device that goes waits for one.
 # softlockup_panic: CPUs that hang never come back. A lab that ends is noticed at once, and the next command boots anew.
@@ -140,6 +142,21 @@ def confine():
     write(f"{CGROUPS}/cpuset.cpus", f"1-{os.cpu_count() - 1}")
 
 
+def kill_sandboxes():
+    """Ends the sandboxes that commands left, once no command is left that they could belong to."""
+    try:
+        write(f"{SANDBOXES}/cgroup.kill", "1")
+    except OSError:
+        return  # there are none
+    for path, _, _ in os.walk(SANDBOXES, topdown=False):
+        for _ in range(500):
+            try:
+                os.rmdir(path)
+                break
+            except OSError:
+                time.sleep(0.01)
+
+
 class Service:
     """Serves commands; one thread a connection."""
 
@@ -182,6 +199,8 @@ class Service:
             with self.lock:
                 self.sessions -= 1
                 self.last_use = time.monotonic()
+                if self.sessions == 0:
+                    kill_sandboxes()
 
     def answer(self, connection, number):
         connection.settimeout(30)

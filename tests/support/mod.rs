@@ -123,6 +123,9 @@ impl HostState {
         for table in nft_tables() {
             add("nft", table);
         }
+        for cgroup in cgroups(&id) {
+            add("cgroup", cgroup.display().to_string());
+        }
         for root in [data, &Path::new("/run/wrenn-test").join(&id), &Path::new("/run/wrenn").join(&id)] {
             for file in files_below(root) {
                 add("file", file.display().to_string());
@@ -188,6 +191,13 @@ fn monitors() -> Vec<(String, String)> {
     let child = |pid: &String| read(&format!("/proc/{pid}/status")).lines().any(|line| line == own);
     let numeric = names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
     numeric.filter(child).map(|pid| (pid.clone(), read(&format!("/proc/{pid}/comm")))).collect()
+}
+
+/// The cgroups of the host `id`.
+fn cgroups(id: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup/wrenn").join(id);
+    let below = names(&root.display().to_string()).into_iter().map(|name| root.join(name));
+    root.is_dir().then(|| root.clone()).into_iter().chain(below.filter(|path| path.is_dir())).collect()
 }
 
 fn nft_tables() -> Vec<String> {

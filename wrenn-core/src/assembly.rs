@@ -4,7 +4,8 @@
 //! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network
 //! go, and before the fault server stops, so that it never hangs in a page fault nobody serves.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use wrenn_vmm::api::{CachedLoad, MemBackend, MemBackendType, SnapshotLoad};
 use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec};
 
 use crate::configure::configure;
+use crate::containment::copy_in;
 use crate::error::Cause;
 use crate::host::HostInner;
 use crate::layout::SandboxDirs;
@@ -32,6 +34,8 @@ use crate::spec::SandboxSpec;
 use crate::step::{blocking, building, checkpoint, unless_missing};
 use crate::stored::{DISK, STATE, Stored};
 
+/// What the monitor sees a state to be loaded as.
+const LOADED_STATE: &str = "loaded.vmstate";
 /// How long the monitor's API may take to come up.
 const API_LIMIT: Duration = Duration::from_secs(20);
 /// How long one attempt to reach the agent may take.
@@ -80,7 +84,8 @@ impl Assembly {
         self.run_dir().await?;
         let disk = self.disk(image, None).await?;
         let slot = self.network().await?;
-        let (monitor, reads_memory) = self.monitor(&disk, &slot).await?;
+        let shown = vec![guest.kernel.clone(), guest.initramfs.clone()];
+        let (monitor, reads_memory) = self.monitor(&disk, &slot, shown).await?;
         configure(&monitor, &self.identity, &guest, &slot, !reads_memory).await?;
         monitor.client().start_instance().await?;
         let parts = Parts { monitor, disk, image: digest, slot, reads_memory };
@@ -119,7 +124,8 @@ impl Assembly {
         };
         let stored = from.clone();
         let verified = blocking(move || stored.verify());
-        let (memory, verified, ready) = tokio::join!(memory, verified, self.restore_parts(image, from));
+        let (memory, verified, ready) =
+            tokio::join!(memory, verified, self.restore_parts(image, from, options.mode));
         verified?;
         let (parts, fault_server) = ready?;
         self.watch.monitor_is_ready();
@@ -134,7 +140,16 @@ impl Assembly {
     }
 
     /// Everything that a machine stands on but its memory.
-    async fn restore_parts(&mut self, image: Image, from: &Stored) -> Result<(Parts, Reserved), Cause> {
+    async fn restore_parts(
+        &mut self,
+        image: Image,
+        from: &Stored,
+        mode: RestoreMode,
+    ) -> Result<(Parts, Reserved), Cause> {
+        let shown = match mode {
+            RestoreMode::Uffd => Vec::new(),
+            RestoreMode::File => vec![show_layer(from)?],
+        };
         self.run_dir().await?;
         checkpoint("resume.run-dir")?;
         let disk = self.disk(image, Some(from.file(DISK))).await?;
@@ -142,7 +157,7 @@ impl Assembly {
         let slot = self.network().await?;
         checkpoint("resume.network")?;
         let fault_server = Reserved::new(&mut self.undo);
-        let (monitor, reads_memory) = self.monitor(&disk, &slot).await?;
+        let (monitor, reads_memory) = self.monitor(&disk, &slot, shown).await?;
         checkpoint("resume.monitor")?;
         let parts = Parts { monitor, disk, image: from.record.image.clone(), slot, reads_memory };
         Ok((parts, fault_server))
@@ -158,19 +173,19 @@ impl Assembly {
         fault_server: Reserved,
     ) -> Result<Option<Paging>, Cause> {
         let mut paging = None;
-        let state = from.file(STATE);
+        let (dirs, saved) = (self.identity.dirs.clone(), from.file(STATE));
+        let state = blocking(move || copy_in(&dirs, &saved, LOADED_STATE)).await?;
+        parts.monitor.give(&state)?;
+        let loaded = state.clone();
         let backend = match memory {
-            None => {
-                let layers = from.memory.layers_in_use().len();
-                let flat = from.memory.flat_layer();
-                flat.ok_or_else(|| Cause::NotOneLayer { id: from.record.id.clone(), layers })?
-            }
+            None => flat_layer(from)?,
             Some(begun) => {
                 let socket = self.identity.dirs.fault_socket();
                 let (from, cached) = (from.clone(), parts.reads_memory);
                 let end = (socket.clone(), parts.monitor.killer());
                 let start = move || fault_server.start(&from, options, begun, cached, end);
                 paging = Some(blocking(start).await?);
+                parts.monitor.give(&socket)?;
                 socket
             }
         };
@@ -190,6 +205,8 @@ impl Assembly {
                 client.load_snapshot(&snapshot_load(state, mode, backend, reads_memory)).await
             }
         };
+        // The monitor has read it, or never will.
+        let _ = blocking(move || fs::remove_file(loaded)).await;
         // Of a fault server that failed the monitor knows only that it is gone.
         let failure = paging.as_ref().and_then(Paging::failure).cloned();
         match (result, failure) {
@@ -210,10 +227,15 @@ impl Assembly {
         Ok(())
     }
 
-    /// The directory for sockets and the namespace.
+    /// The directories of the running sandbox: for sockets, and for what its monitor writes.
     async fn run_dir(&mut self) -> Result<(), Cause> {
         let dir = self.identity.dirs.run().to_owned();
-        self.directory("the sandbox's runtime directory", dir).await.map(drop)
+        self.directory("the sandbox's runtime directory", dir).await?;
+        let exchange = self.identity.dirs.exchange();
+        self.directory("the directory of the monitor's files", exchange.clone()).await?;
+        // The monitor finds what it is told of, and can neither list nor change what is there.
+        fs::set_permissions(&exchange, Permissions::from_mode(0o711))
+            .map_err(|source| Cause::io("open up", &exchange, source))
     }
 
     async fn directory(&mut self, what: &'static str, dir: PathBuf) -> Result<StepId, Cause> {
@@ -259,13 +281,19 @@ impl Assembly {
         .await
     }
 
-    /// The monitor, and whether it lets guest memory be read.
-    async fn monitor(&mut self, disk: &RootDisk, slot: &Slot) -> Result<(MonitorProcess, bool), Cause> {
+    /// The monitor, which is to read `shown`, and whether it lets guest memory be read.
+    async fn monitor(
+        &mut self,
+        disk: &RootDisk,
+        slot: &Slot,
+        shown: Vec<PathBuf>,
+    ) -> Result<(MonitorProcess, bool), Cause> {
         let dirs = &self.identity.dirs;
         let id = self.identity.id.clone();
         let mut spec = MonitorSpec::new(self.host.monitor.clone(), id, dirs.api_socket(), dirs.console());
         spec.netns = Some(slot.netns().to_owned());
         spec.disk = Some(DiskMount { source: disk.device().to_owned() });
+        spec.containment = self.host.cells.of(&self.identity.spec, dirs, slot, shown);
         let reaper = self.host.reaper.clone();
         let monitor =
             building(&mut self.undo, &reaper, move |undo| MonitorProcess::spawn(spec, undo)).await?;
@@ -317,6 +345,20 @@ struct Parts {
     image: Digest,
     slot: Slot,
     reads_memory: bool,
+}
+
+/// The one file that holds all of the memory.
+fn flat_layer(from: &Stored) -> Result<PathBuf, Cause> {
+    let layers = from.memory.layers_in_use().len();
+    from.memory.flat_layer().ok_or_else(|| Cause::NotOneLayer { id: from.record.id.clone(), layers })
+}
+
+/// That file, readable for the user of any monitor: sandboxes share it. Its directory is closed to everybody.
+fn show_layer(from: &Stored) -> Result<PathBuf, Cause> {
+    let layer = flat_layer(from)?;
+    fs::set_permissions(&layer, Permissions::from_mode(0o444))
+        .map_err(|source| Cause::io("open up", &layer, source))?;
+    Ok(layer)
 }
 
 /// Firecracker's own way of loading a snapshot.

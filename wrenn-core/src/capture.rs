@@ -19,6 +19,7 @@ use std::sync::Arc;
 use wrenn_base::Bytes;
 use wrenn_storage::{MemoryImage, StagedSnapshot};
 
+use crate::containment;
 use crate::error::Cause;
 use crate::layout::StoreDir;
 use crate::machine::Live;
@@ -127,10 +128,12 @@ fn record(live: &Live, kind: SnapshotKind, memory_written: Bytes) -> Record {
 /// Makes the disk's changes part of the snapshot.
 ///
 /// The link shares the file with the running disk, which is safe only because the guest is stopped by now and, once
-/// the snapshot is committed, never runs on this file again.
+/// the snapshot is committed, never runs on this file again. Where there is no device-mapper it is the monitor's user's,
+/// and becomes the host's here: a monitor whose guest runs on after all has it open.
 fn link_disk(device: &Path, cow: &Path, link: &Path) -> Result<(), Cause> {
     sync_disk(device, cow)?;
-    fs::hard_link(cow, link).map_err(|source| Cause::io("link", link, source))
+    fs::hard_link(cow, link).map_err(|source| Cause::io("link", link, source))?;
+    containment::take_over(link).map_err(|source| Cause::io("take over", link, source))
 }
 
 /// Brings what the guest wrote to the file that holds its changes.

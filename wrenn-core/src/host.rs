@@ -13,6 +13,7 @@ use wrenn_vmm::MonitorProgram;
 use crate::builder::SandboxBuilder;
 use crate::caches::PageCaches;
 use crate::compaction::Compactions;
+use crate::containment::Cells;
 use crate::error::{Cause, Error};
 use crate::events::EventKind;
 use crate::layout::Layout;
@@ -51,6 +52,7 @@ pub(crate) struct HostInner {
     pub(crate) caches: PageCaches,
     pub(crate) compactions: Compactions,
     pub(crate) monitor: MonitorProgram,
+    pub(crate) cells: Cells,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) data: PathBuf,
     /// What the host itself put on the machine.

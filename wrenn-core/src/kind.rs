@@ -5,7 +5,7 @@ use std::io;
 use wrenn_agent_api::AgentError;
 use wrenn_net::NetError;
 use wrenn_storage::{DiskError, ImageError, MemoryError, SnapshotError};
-use wrenn_vmm::VmmError;
+use wrenn_vmm::{CgroupError, VmmError};
 
 use crate::error::{Cause, Error, ErrorKind};
 
@@ -85,6 +85,10 @@ fn agent(error: &AgentError) -> ErrorKind {
 fn vmm(error: &VmmError) -> ErrorKind {
     match error {
         VmmError::MonitorNotFound { .. } | VmmError::MonitorNotExecutable { .. } => ErrorKind::HostUnfit,
+        VmmError::Containment(_)
+        | VmmError::Cgroup(
+            CgroupError::NotMounted | CgroupError::NoController { .. } | CgroupError::Unconfined { .. },
+        ) => ErrorKind::HostUnfit,
         VmmError::SocketPathTooLong { .. } => ErrorKind::InvalidInput,
         VmmError::NotReady { .. } | VmmError::TimedOut { .. } => ErrorKind::TimedOut,
         VmmError::Exited { .. } => ErrorKind::GuestEnded,

@@ -5,6 +5,7 @@
 //! <data>/lock                           held (flock) by the process that has the host open
 //! <data>/images/, <data>/guest/         the image registry and the guest's kernel and initramfs
 //! <data>/sandboxes/<id>/disk.cow        root-disk changes of the running sandbox
+//! <data>/sandboxes/<id>/monitor/         what the running sandbox's monitor writes, until it is moved
 //! <data>/sandboxes/<id>/console.log     the guest's serial console and the monitor's own messages
 //! <data>/sandboxes/<id>/layers/         memory layers, immutable
 //! <data>/sandboxes/<id>/snapshots/<n>/  one complete snapshot; the highest number counts
@@ -125,6 +126,11 @@ impl SandboxDirs {
 
     pub(crate) fn console(&self) -> PathBuf {
         self.store.path().join("console.log")
+    }
+
+    /// The one directory of data that the monitor sees; it belongs to the host.
+    pub(crate) fn exchange(&self) -> PathBuf {
+        self.store.path().join("monitor")
     }
 
     pub(crate) fn api_socket(&self) -> PathBuf {

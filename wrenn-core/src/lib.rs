@@ -33,6 +33,7 @@ mod command;
 mod compaction;
 mod configure;
 mod console;
+mod containment;
 mod error;
 mod events;
 mod expiry;
@@ -67,6 +68,7 @@ mod templates_in_use;
 pub use builder::SandboxBuilder;
 pub use command::{Command, CommandStatus, Output, Process};
 pub use compaction::CompactionPolicy;
+pub use containment::ContainmentPolicy;
 pub use error::{Cause, Error, ErrorKind};
 pub use events::{EventKind, Events, EventsLost, SandboxEvent};
 pub use files::Files;
@@ -91,7 +93,7 @@ pub use wrenn_net::{
 };
 pub use wrenn_storage::{BackendChoice as DiskBackend, ImageUsage};
 pub use wrenn_uffd::FaultStats;
-pub use wrenn_vmm::{ExitCause, ExitReport, ExitStatus, MonitorProgram};
+pub use wrenn_vmm::{Controller, ExitCause, ExitReport, ExitStatus, MonitorProgram};
 
 /// Images, kernels and the files they are made of: what tools that build images need.
 pub mod image {

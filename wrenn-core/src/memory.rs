@@ -6,14 +6,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use wrenn_base::Bytes;
 use wrenn_storage::{Imported, LayerDir, MemoryImage, StagedSnapshot};
 use wrenn_vmm::GuestMemory;
 use wrenn_vmm::api::{SavedMemory, SnapshotCreate, SnapshotType, StateSave};
 
+use crate::containment::Outgoing;
 use crate::error::Cause;
 use crate::machine::Live;
+use crate::step::blocking;
 use crate::stored::STATE;
 
 /// The monitor's dump, until it is imported.
@@ -30,7 +33,7 @@ pub(crate) enum Saved {
 }
 
 /// Saves the state of the paused machine, and sees that its memory can be imported.
-pub(crate) async fn save(live: &Live, staged: &StagedSnapshot, diff: bool) -> Result<Saved, Cause> {
+pub(crate) async fn save(live: &Arc<Live>, staged: &StagedSnapshot, diff: bool) -> Result<Saved, Cause> {
     match live.reads_memory {
         true => Ok(Saved::Process(live.monitor.guest_memory(save_state(live, staged, None).await?)?)),
         false => dump(live, staged, diff).await,
@@ -40,23 +43,40 @@ pub(crate) async fn save(live: &Live, staged: &StagedSnapshot, diff: bool) -> Re
 /// Saves the state of the paused machine, whose monitor lets its memory be read, and answers where that is; with a
 /// `freeze_socket`, in the copy of the monitor that connects to it.
 pub(crate) async fn save_state(
-    live: &Live,
+    live: &Arc<Live>,
     staged: &StagedSnapshot,
     freeze_socket: Option<PathBuf>,
 ) -> Result<SavedMemory, Cause> {
-    let request = StateSave { snapshot_path: staged.file(STATE), freeze_socket };
-    live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await
+    let state = outgoing(live, STATE).await?;
+    let request = StateSave { snapshot_path: state.path().to_owned(), freeze_socket };
+    let saved = live.while_alive(async { Ok(live.monitor.client().save_state(&request).await?) }).await?;
+    let target = staged.file(STATE);
+    blocking(move || state.take(&target)).await?;
+    Ok(saved)
+}
+
+/// A file for the monitor to write.
+async fn outgoing(live: &Arc<Live>, name: &'static str) -> Result<Outgoing, Cause> {
+    let live = Arc::clone(live);
+    blocking(move || Outgoing::new(&live.identity.dirs, &live.monitor, name)).await
 }
 
 /// Has the monitor write the state and the memory of the paused machine to files.
-pub(crate) async fn dump(live: &Live, staged: &StagedSnapshot, diff: bool) -> Result<Saved, Cause> {
+pub(crate) async fn dump(live: &Arc<Live>, staged: &StagedSnapshot, diff: bool) -> Result<Saved, Cause> {
+    let (state, memory) = (outgoing(live, STATE).await?, outgoing(live, DUMP).await?);
     let request = SnapshotCreate {
         snapshot_type: if diff { SnapshotType::Diff } else { SnapshotType::Full },
-        snapshot_path: staged.file(STATE),
-        mem_file_path: staged.file(DUMP),
+        snapshot_path: state.path().to_owned(),
+        mem_file_path: memory.path().to_owned(),
     };
     live.while_alive(async { Ok(live.monitor.client().create_snapshot(&request).await?) }).await?;
-    Ok(Saved::Dump(request.mem_file_path))
+    let (saved, dump) = (staged.file(STATE), staged.file(DUMP));
+    blocking(move || {
+        state.take(&saved)?;
+        memory.take(&dump)?;
+        Ok(Saved::Dump(dump))
+    })
+    .await
 }
 
 /// Makes an image in `layers` of what was saved: the changes to `base`, whose layers are in the same directory, or

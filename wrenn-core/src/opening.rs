@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use wrenn_base::{HostId, Reaper, UndoList};
 use wrenn_net::{HostNet, HostNetSpec, SlotPool};
 use wrenn_storage::{BackendChoice, ImageRegistry, RootDisks, durable};
-use wrenn_vmm::{MonitorProgram, VM_DIR, VmmError};
+use wrenn_vmm::{CgroupTreeSpec, MonitorProgram, VM_DIR, VmmError};
 
 use crate::caches::PageCaches;
 use crate::compaction::{CompactionPolicy, Compactions};
+use crate::containment::{Cells, ContainmentPolicy};
 use crate::error::{Cause, Error};
 use crate::expiry;
 use crate::host::{Host, HostInner};
@@ -41,6 +42,7 @@ pub struct HostBuilder {
     compaction: CompactionPolicy,
     ready_slots: Option<usize>,
     nameservers: Option<Vec<Ipv4Addr>>,
+    containment: ContainmentPolicy,
 }
 
 #[derive(Debug, Clone)]
@@ -107,6 +109,12 @@ impl HostBuilder {
     /// is answered by these.
     pub fn nameservers(mut self, servers: impl IntoIterator<Item = Ipv4Addr>) -> Self {
         self.nameservers = Some(servers.into_iter().collect());
+        self
+    }
+
+    /// How monitors are contained; in all that there is, where not set.
+    pub fn containment(mut self, policy: ContainmentPolicy) -> Self {
+        self.containment = policy;
         self
     }
 
@@ -181,13 +189,14 @@ impl HostBuilder {
         let run = layout.run().to_owned();
         undo.push("the host's runtime directory", move |_| Ok(unless_missing(fs::remove_dir(run))?));
         make_dir(layout.run())?;
+        let cells = Cells::open(self.containment, CgroupTreeSpec::new(id.clone()), &mut undo)?;
         let mut net = HostNetSpec::new(id, layout.netns());
         if let Some(servers) = self.nameservers {
             net.dns = servers;
         }
         let last_slot = net.pool.last_index();
         let net = HostNet::open(net, &mut undo)?;
-        sweep::sweep(&layout, &disks, &net);
+        sweep::sweep(&layout, &disks, &net, cells.cgroups());
         let ready = self.ready_slots.unwrap_or(DEFAULT_READY_SLOTS);
         let slots = SlotPool::start(&net, 1..=last_slot, ready, &reaper)?;
         Ok(HostInner {
@@ -202,6 +211,7 @@ impl HostBuilder {
             caches: PageCaches::default(),
             compactions: Compactions::new(self.compaction),
             monitor,
+            cells,
             runtime,
             undo: Some(undo),
             _lock: lock,

@@ -43,6 +43,23 @@ pub(crate) async fn capture_running(
     base: Option<MemoryImage>,
     store: StoreDir,
 ) -> Result<Capture, Cause> {
+    let captured = capture_and_go_on(host, live, base, store).await;
+    let live = Arc::clone(live);
+    blocking(move || {
+        if let Err(error) = live.monitor.settle_memory(FREEZE_LIMIT) {
+            tracing::warn!(sandbox = %live.identity.id, %error, "the monitor may still use more memory than it should");
+        }
+    })
+    .await;
+    captured
+}
+
+async fn capture_and_go_on(
+    host: &Arc<HostInner>,
+    live: &Arc<Live>,
+    base: Option<MemoryImage>,
+    store: StoreDir,
+) -> Result<Capture, Cause> {
     // Most of what the disk has to write it writes before the guest is stopped.
     let disk = Arc::clone(live);
     blocking(move || sync_disk(disk.disk.device(), disk.disk.cow())).await?;
@@ -97,10 +114,14 @@ async fn freeze(host: &Arc<HostInner>, live: &Arc<Live>, staged: &StagedSnapshot
     let mut undo = UndoList::new(&host.reaper);
     let socket = live.identity.dirs.freeze_socket();
     let freezer = building(&mut undo, &host.reaper, move |undo| Freezer::bind(&socket, undo)).await?;
-    let result = match memory::save_state(live, staged, Some(freezer.socket().to_owned())).await {
-        Ok(saved) => blocking(move || freezer.accept(saved.regions, FREEZE_LIMIT)).await.map_err(Cause::from),
-        Err(cause) => Err(cause),
+    let frozen = async {
+        live.monitor.give(freezer.socket())?;
+        // At worst the guest writes to all of its memory before that has been read.
+        live.monitor.extend_memory(live.identity.spec.memory.bytes())?;
+        let saved = memory::save_state(live, staged, Some(freezer.socket().to_owned())).await?;
+        Ok(blocking(move || freezer.accept(saved.regions, FREEZE_LIMIT)).await?)
     };
+    let result: Result<_, Cause> = frozen.await;
     // Nothing but the socket's name, which is in nobody's way.
     drop(undo_all(undo, FREEZE_LIMIT).await);
     result.map(Saved::Process)

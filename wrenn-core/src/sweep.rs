@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use wrenn_base::{Deadline, SandboxId};
 use wrenn_net::HostNet;
 use wrenn_storage::{RootDisks, durable};
+use wrenn_vmm::CgroupTree;
 
 use crate::capture;
 use crate::error::Cause;
@@ -27,7 +28,10 @@ use crate::stored::Stored;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Removes the leftovers of every sandbox of this host, and unfinished sandboxes that have no snapshot.
-pub(crate) fn sweep(layout: &Layout, disks: &RootDisks, net: &HostNet) {
+pub(crate) fn sweep(layout: &Layout, disks: &RootDisks, net: &HostNet, cgroups: Option<&CgroupTree>) {
+    if let Some(cgroups) = cgroups {
+        report("monitors in cgroups", cgroups.sweep(Deadline::after(LIMIT)).map(drop));
+    }
     report("monitors", end_monitors(&layout.netns()));
     report("networks", net.sweep());
     match disks.attached() {
@@ -99,6 +103,9 @@ fn clean_data(layout: &Layout, id: &SandboxId) -> Result<(), Cause> {
         Some(stored) => {
             let disk = dirs.disk();
             unless_missing(fs::remove_file(&disk)).map_err(|source| Cause::io("remove", &disk, source))?;
+            let exchange = dirs.exchange();
+            unless_missing(fs::remove_dir_all(&exchange))
+                .map_err(|source| Cause::io("remove", &exchange, source))?;
             capture::prune(&dirs.store, &stored)
         }
     }

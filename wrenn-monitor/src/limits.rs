@@ -1,7 +1,5 @@
 //! How large a machine may be: the same rules for what the API asks for and what a snapshot brings.
 
-use std::io;
-
 use crate::layout::MAX_VIRTIO_DEVICES;
 
 /// The most vCPUs, as in Firecracker.
@@ -18,8 +16,6 @@ pub(crate) enum LimitError {
     NoMemory,
     #[error("{asked} MiB of memory are more than the {host} MiB that this host has")]
     MoreThanHost { asked: usize, host: u64 },
-    #[error("this host's memory could not be told: {0}")]
-    HostUnknown(io::ErrorKind),
     #[error("a machine has at most {MAX_VIRTIO_DEVICES} drives, interfaces and other devices, not {count}")]
     Devices { count: usize },
 }
@@ -40,7 +36,7 @@ pub(crate) fn check_memory(mib: usize) -> Result<(), LimitError> {
     if mib == 0 {
         return Err(LimitError::NoMemory);
     }
-    let host = crate::vm::host_memory().map_err(|error| LimitError::HostUnknown(error.kind()))? >> 20;
+    let host = crate::vm::host_memory() >> 20;
     if mib as u64 > host {
         return Err(LimitError::MoreThanHost { asked: mib, host });
     }

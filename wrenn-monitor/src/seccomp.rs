@@ -107,6 +107,7 @@ const MAIN: &[c_long] = &[
     sys::SYS_set_robust_list,
     sys::SYS_setsockopt,
     sys::SYS_statx,
+    sys::SYS_sysinfo,
     sys::SYS_unlink,
     sys::SYS_userfaultfd,
     sys::SYS_writev,

@@ -8,6 +8,8 @@ use std::time::Duration;
 use hyper::StatusCode;
 use wrenn_base::{BoxError, SandboxId};
 
+use crate::cgroup::CgroupError;
+use crate::contain::ContainmentError;
 use crate::exit::ExitReport;
 use crate::spec::VM_DIR;
 
@@ -80,6 +82,12 @@ pub enum VmmError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The monitor cannot be contained as it was asked for.
+    #[error(transparent)]
+    Containment(#[from] ContainmentError),
+    /// The monitor's cgroup could not be made or set.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The process could not be started.
     #[error("could not run the monitor program {program}", program = .program.display())]
     Spawn {
@@ -181,41 +189,83 @@ pub enum VmmError {
     },
 }
 
-/// What a new process does before it becomes the monitor, in this order.
+/// What a new process does before it becomes the monitor, in this order; not every monitor takes every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetupStep {
-    /// `setsid`, so that signals to the caller's terminal or group do not reach it.
+    /// `setsid`, so that signals to the caller's terminal or group do not reach it; its own mask of file modes.
     NewSession,
-    /// No core dumps (they would hold guest memory) and files for the owner alone.
+    /// No core dumps: they would hold guest memory.
     Limits,
+    /// The console log becomes its output.
+    Output,
     /// `setns` into the sandbox's network namespace.
     EnterNetns,
-    /// `unshare` of the mount namespace.
-    NewMountNamespace,
+    /// `unshare` of the mount namespace; where it is contained, of those for IPC and host names too.
+    NewNamespaces,
     /// Mounts made from here on stay here.
     DetachMounts,
     /// The small file system over [`VM_DIR`].
     MountVmDir,
     /// The file that the disk is bound to.
     CreateDiskFile,
+    /// The file system that becomes a contained monitor's root.
+    MountRoot,
+    /// The root's directories and links.
+    FillRoot,
+    /// Its device nodes.
+    MakeDevices,
+    /// The program, and the files and directories that it is shown.
+    BindFiles,
     /// The bind mount of the disk.
     BindDisk,
+    /// `pivot_root`, and the host's file systems are gone.
+    EnterRoot,
+    /// The root becomes read-only.
+    SealRoot,
+    /// It runs where its caller may run.
+    Processors,
+    /// The limits of descriptors and processes.
+    ResourceLimits,
+    /// `no_new_privs`: no program gives it any.
+    NoNewPrivileges,
+    /// No capability can be had ever again.
+    DropBoundingSet,
+    /// No groups, and the group and user of its own.
+    ChangeUser,
+    /// All other sets of capabilities are emptied.
+    DropCapabilities,
+    /// `/`, where it is not contained.
+    WorkingDirectory,
     /// Inherited descriptors are marked to be closed.
     CloseDescriptors,
 }
 
 impl SetupStep {
-    /// Every step, in the order they are taken; a step travels between processes as its index here.
-    pub(crate) const ALL: [Self; 9] = [
+    /// Every step; a step travels between processes as its index here.
+    pub(crate) const ALL: [Self; 23] = [
         Self::NewSession,
         Self::Limits,
+        Self::Output,
         Self::EnterNetns,
-        Self::NewMountNamespace,
+        Self::NewNamespaces,
         Self::DetachMounts,
         Self::MountVmDir,
         Self::CreateDiskFile,
+        Self::MountRoot,
+        Self::FillRoot,
+        Self::MakeDevices,
+        Self::BindFiles,
         Self::BindDisk,
+        Self::EnterRoot,
+        Self::SealRoot,
+        Self::Processors,
+        Self::ResourceLimits,
+        Self::NoNewPrivileges,
+        Self::DropBoundingSet,
+        Self::ChangeUser,
+        Self::DropCapabilities,
+        Self::WorkingDirectory,
         Self::CloseDescriptors,
     ];
 }
@@ -225,12 +275,26 @@ impl fmt::Display for SetupStep {
         match self {
             Self::NewSession => f.write_str("starting a session of its own"),
             Self::Limits => f.write_str("switching off core dumps"),
+            Self::Output => f.write_str("connecting its output to the console log"),
             Self::EnterNetns => f.write_str("entering the sandbox's network namespace"),
-            Self::NewMountNamespace => f.write_str("making a mount namespace of its own"),
+            Self::NewNamespaces => f.write_str("making namespaces of its own"),
             Self::DetachMounts => f.write_str("detaching its mounts from the host's"),
             Self::MountVmDir => write!(f, "mounting a file system over {VM_DIR}"),
             Self::CreateDiskFile => f.write_str("creating the disk's mount point"),
+            Self::MountRoot => f.write_str("mounting a root of its own"),
+            Self::FillRoot => f.write_str("making the directories of its root"),
+            Self::MakeDevices => f.write_str("making its device nodes"),
+            Self::BindFiles => f.write_str("showing it its files"),
             Self::BindDisk => f.write_str("binding the sandbox's disk to its fixed path"),
+            Self::EnterRoot => f.write_str("changing its root"),
+            Self::SealRoot => f.write_str("making its root read-only"),
+            Self::Processors => f.write_str("keeping to the processors of its owner"),
+            Self::ResourceLimits => f.write_str("limiting its descriptors and processes"),
+            Self::NoNewPrivileges => f.write_str("renouncing new privileges"),
+            Self::DropBoundingSet => f.write_str("emptying its capability bounding set"),
+            Self::ChangeUser => f.write_str("becoming a user of its own"),
+            Self::DropCapabilities => f.write_str("dropping its capabilities"),
+            Self::WorkingDirectory => f.write_str("changing to the root directory"),
             Self::CloseDescriptors => f.write_str("closing inherited descriptors"),
         }
     }

@@ -1,25 +1,37 @@
 //! Turns a [`MonitorSpec`] into a running process.
 //!
-//! Whatever can be checked before the fork is checked there, where an error can say what it is about.
-//! A failure after it is reported by the child as a [`SetupStep`]. Either way no process is left, and no mount:
-//! mounts die with the child's own mount namespace.
+//! Whatever can be checked before the process is made is checked there, where an error can say what it is about.
+//! A failure after it is reported by the child as a [`SetupStep`](crate::SetupStep). Either way no process is left, and
+//! no mount: mounts die with the child's own mount namespace.
+//!
+//! The API socket's directory belongs to a contained monitor's user until the socket is there, and to whoever owned it
+//! again afterwards ([`ApiDir`]): once a guest runs, its monitor cannot put anything else in a socket's place.
 
-use std::ffi::{CString, OsString};
-use std::fs::{self, File};
-use std::io::{self, Read};
+mod confine;
+mod root;
+#[allow(unsafe_code)] // Code between clone and exec: nothing the compiler can check.
+mod sys;
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{self, File, Permissions};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::fs::{Gid, Uid};
+use rustix::process::Resource;
 
+use self::confine::Confinement;
+use self::root::RootPlan;
+pub(crate) use self::sys::Spawned;
+use self::sys::{ChildSetup, DiskSetup, Place, Program, SpawnError};
+use crate::cgroup::Cgroup;
 use crate::console::Console;
-use crate::error::{SetupStep, VmmError};
+use crate::contain::{Containment, ContainmentError};
+use crate::error::VmmError;
 use crate::spec::{DiskMount, MonitorSpec, ROOT_DISK_PATH, VM_DIR};
-use crate::sys::{ChildSetup, DiskSetup};
 
 /// The bytes of `sockaddr_un.sun_path`, less the one that ends it.
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -27,6 +39,8 @@ const SOCKET_PATH_LIMIT: usize = 107;
 /// The only variables a monitor inherits: the caller's others may be secrets, and a guest that takes the
 /// monitor over could read them.
 const KEPT_VARIABLES: [&str; 2] = ["LD_LIBRARY_PATH", "RUST_BACKTRACE"];
+/// The same for a contained one: another library path would lead to where it sees nothing.
+const KEPT_INSIDE: [&str; 1] = ["RUST_BACKTRACE"];
 
 /// The same spec with every path made absolute, as the monitor runs in `/`.
 pub(crate) fn absolute(mut spec: MonitorSpec) -> Result<MonitorSpec, VmmError> {
@@ -42,6 +56,9 @@ pub(crate) fn absolute(mut spec: MonitorSpec) -> Result<MonitorSpec, VmmError> {
     }
     if let Some(disk) = &mut spec.disk {
         fix("the disk", &mut disk.source)?;
+    }
+    if let Some(Containment { readable, writable, .. }) = &mut spec.containment {
+        readable.iter_mut().chain(writable).try_for_each(|path| fix("what the monitor is shown", path))?;
     }
     if spec.api_socket.as_os_str().len() > SOCKET_PATH_LIMIT {
         return Err(VmmError::SocketPathTooLong { path: spec.api_socket, limit: SOCKET_PATH_LIMIT });
@@ -65,50 +82,150 @@ pub(crate) fn clear_socket(path: &Path) -> Result<(), VmmError> {
     }
 }
 
-/// Starts the process; returns once it has become the monitor program.
-pub(crate) fn launch(spec: &MonitorSpec) -> Result<(Child, Console), VmmError> {
+/// Checks what can be known of the containment to fail.
+pub(crate) fn check_containment(spec: &MonitorSpec) -> Result<(), VmmError> {
+    spec.containment.as_ref().map_or(Ok(()), |it| Ok(it.check(api_dir(spec))?))
+}
+
+fn api_dir(spec: &MonitorSpec) -> &Path {
+    spec.api_socket.parent().unwrap_or(Path::new("/"))
+}
+
+/// Starts the process, in `cgroup` where there is one; returns once it has become the monitor program. From then on
+/// `api_dir` belongs to it.
+pub(crate) fn launch(
+    spec: &MonitorSpec,
+    cgroup: Option<&Cgroup>,
+    api_dir: Option<&ApiDir>,
+) -> Result<(Spawned, Console), VmmError> {
     clear_socket(&spec.api_socket)?;
     let console_failed =
         |source| VmmError::Prepare { what: "the console log", path: spec.console_log.clone(), source };
     let console = Console::open(&spec.console_log).map_err(console_failed)?;
     let spawn_failed = |source| VmmError::Spawn { program: spec.program.path().to_owned(), source };
-    let (failed_step, step_writer) =
-        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| spawn_failed(e.into()))?;
+    let output = || console.writer().map(OwnedFd::from).map_err(console_failed);
+    let null = File::open("/dev/null").map_err(spawn_failed)?;
+    let (place, program_path) = place(spec)?;
     let setup = ChildSetup {
+        stdio: [null.into(), output()?, output()?],
         netns: spec.netns.as_deref().map(open_netns).transpose()?,
-        disk: spec.disk.as_ref().map(prepare_disk).transpose()?,
-        failed_step: step_writer,
+        place,
+        #[cfg(test)]
+        fail_at: tests::fail_at(),
     };
-    let mut command = command(spec);
-    command.stdin(Stdio::null());
-    command.stdout(console.writer().map_err(console_failed)?);
-    command.stderr(console.writer().map_err(console_failed)?);
-    setup.install(&mut command);
-    match command.spawn() {
-        Ok(child) => Ok((child, console)),
-        Err(source) => Err(match read_step(failed_step) {
-            Some(step) => VmmError::Setup { step, source },
-            None => spawn_failed(source),
-        }),
+    let program = program(spec, &program_path).map_err(spawn_failed)?;
+    api_dir.map_or(Ok(()), ApiDir::lend)?;
+    match sys::spawn(&setup, &program, cgroup.map(Cgroup::handle)) {
+        Ok(process) => Ok((process, console)),
+        Err(error) => {
+            api_dir.map_or(Ok(()), ApiDir::take_back)?;
+            Err(match error {
+                SpawnError::Start(source) => spawn_failed(source),
+                SpawnError::Setup(step, source) => VmmError::Setup { step, source },
+            })
+        }
     }
 }
 
-fn command(spec: &MonitorSpec) -> Command {
-    #[allow(clippy::disallowed_methods)] // The monitor is the one process that a sandbox needs.
-    let mut command = Command::new(spec.program.path());
-    if let Some(argv0) = spec.program.argv0() {
-        command.arg0(argv0);
+/// Where the monitor is to run, and what its program is called there.
+fn place(spec: &MonitorSpec) -> Result<(Place, PathBuf), VmmError> {
+    let disk = spec.disk.as_ref();
+    let path = spec.program.path().to_owned();
+    let Some(containment) = &spec.containment else {
+        return Ok(match disk.map(prepare_disk).transpose()? {
+            Some(disk) => (Place::WithDisk(disk), path),
+            None => (Place::Open, path),
+        });
+    };
+    make_vm_dir()?;
+    if let Some(disk) = disk {
+        check_disk(disk)?;
+        give_disk(disk, containment.user)?;
     }
-    command.arg("--api-sock").arg(&spec.api_socket).arg("--id").arg(spec.id.as_str());
+    let plan = RootPlan::new(&path, api_dir(spec), disk, containment)?;
+    let cpus = rustix::thread::sched_getaffinity(None)
+        .map_err(|source| VmmError::Spawn { program: path, source: source.into() })?;
+    let confinement = Confinement {
+        user: Uid::from_raw(containment.user),
+        group: Gid::from_raw(containment.user),
+        dir: fixed(VM_DIR),
+        options: Confinement::root_options(plan.inodes()),
+        entries: plan.entries,
+        cpus,
+        limits: vec![(Resource::Nofile, containment.open_files), (Resource::Nproc, containment.processes)],
+    };
+    Ok((Place::Confined(Box::new(confinement)), plan.program))
+}
+
+/// What is run, and with what arguments and environment.
+fn program(spec: &MonitorSpec, path: &Path) -> io::Result<Program> {
+    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+    let arguments: io::Result<_> = arguments(spec).iter().map(|argument| text(argument)).collect();
+    let kept: &[&str] = if spec.containment.is_some() { &KEPT_INSIDE } else { &KEPT_VARIABLES };
+    let variables = kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    let environment = variables.map(|(name, value)| {
+        let mut entry = OsString::from(format!("{name}="));
+        entry.push(value);
+        CString::new(entry.into_vec()).map_err(io::Error::from)
+    });
+    Ok(Program::new(text(path.as_os_str())?, arguments?, environment.collect::<io::Result<_>>()?))
+}
+
+/// The program's name for itself, and its arguments.
+fn arguments(spec: &MonitorSpec) -> Vec<OsString> {
+    let name = spec.program.argv0().unwrap_or(spec.program.path().as_os_str());
+    let mut arguments: Vec<OsString> = vec![name.into(), "--api-sock".into()];
+    arguments.push(spec.api_socket.clone().into());
+    arguments.extend(["--id".into(), spec.id.as_str().into()]);
     if !spec.seccomp {
-        command.arg("--no-seccomp");
+        arguments.push("--no-seccomp".into());
     }
-    command.args(&spec.extra_args).env_clear().envs(kept_environment()).current_dir("/");
-    command
+    arguments.extend(spec.extra_args.iter().cloned());
+    arguments
 }
 
-fn kept_environment() -> impl Iterator<Item = (&'static str, OsString)> {
-    KEPT_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
+/// The directory of a contained monitor's API socket, which belongs to the monitor's user for a while.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiDir {
+    path: PathBuf,
+    user: u32,
+    /// What it was before.
+    owner: (u32, u32),
+}
+
+impl ApiDir {
+    /// That of the monitor to be, as long as nothing is changed.
+    pub(crate) fn of(spec: &MonitorSpec) -> Result<Option<Self>, VmmError> {
+        let Some(containment) = &spec.containment else { return Ok(None) };
+        let path = api_dir(spec).to_owned();
+        let before = fs::metadata(&path).map_err(ContainmentError::path("open", &path))?;
+        Ok(Some(Self { path, user: containment.user, owner: (before.uid(), before.gid()) }))
+    }
+
+    fn lend(&self) -> Result<(), VmmError> {
+        self.set((self.user, self.user), 0o700).map_err(|source| self.failed(source))
+    }
+
+    /// Takes the directory back, unless that is done or the directory is gone. The monitor still finds what is in it, and
+    /// can connect to what it is given.
+    pub(crate) fn take_back(&self) -> Result<(), VmmError> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.uid() == self.user => {
+                self.set(self.owner, 0o711).map_err(|source| self.failed(source))
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn set(&self, (user, group): (u32, u32), mode: u32) -> io::Result<()> {
+        chown(&self.path, Some(user), Some(group))?;
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
+    }
+
+    fn failed(&self, source: io::Error) -> VmmError {
+        VmmError::Prepare { what: "the API socket's directory", path: self.path.clone(), source }
+    }
 }
 
 fn open_netns(path: &Path) -> Result<OwnedFd, VmmError> {
@@ -117,88 +234,40 @@ fn open_netns(path: &Path) -> Result<OwnedFd, VmmError> {
 }
 
 fn prepare_disk(disk: &DiskMount) -> Result<DiskSetup, VmmError> {
-    let missing = |source| VmmError::DiskMissing { path: disk.source.clone(), source };
-    let meta = disk.source.metadata().map_err(missing)?;
-    if !meta.is_file() && !meta.file_type().is_block_device() {
-        return Err(missing(io::Error::other("it is neither a file nor a block device")));
-    }
-    let source = CString::new(disk.source.as_os_str().as_bytes()).map_err(|e| missing(e.into()))?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(VM_DIR).map_err(|source| VmmError::Prepare {
-        what: "the directory",
-        path: VM_DIR.into(),
-        source,
-    })?;
-    let fixed = |path: &str| CString::new(path).expect("the constant has no NUL");
+    check_disk(disk)?;
+    make_vm_dir()?;
+    let source = CString::new(disk.source.as_os_str().as_bytes()).map_err(|e| missing(disk)(e.into()))?;
     Ok(DiskSetup { source, dir: fixed(VM_DIR), target: fixed(ROOT_DISK_PATH) })
 }
 
-/// The step that the child said had failed; none where it failed before or after the setup.
-fn read_step(pipe: OwnedFd) -> Option<SetupStep> {
-    let mut index = [0];
-    // Not blocking: a fork elsewhere in this process may hold the writing end a little longer.
-    File::from(pipe).read_exact(&mut index).ok()?;
-    SetupStep::ALL.get(usize::from(index[0])).copied()
+fn missing(disk: &DiskMount) -> impl FnOnce(io::Error) -> VmmError {
+    |source| VmmError::DiskMissing { path: disk.source.clone(), source }
+}
+
+fn check_disk(disk: &DiskMount) -> Result<(), VmmError> {
+    let meta = disk.source.metadata().map_err(missing(disk))?;
+    if !meta.is_file() && !meta.file_type().is_block_device() {
+        return Err(missing(disk)(io::Error::other("it is neither a file nor a block device")));
+    }
+    Ok(())
+}
+
+/// A disk that is a file becomes the user's. Of a block device the user gets a node of its own.
+fn give_disk(disk: &DiskMount, user: u32) -> Result<(), VmmError> {
+    match disk.source.metadata().map_err(missing(disk))?.is_file() {
+        true => chown(&disk.source, Some(user), Some(user)).map_err(missing(disk)),
+        false => Ok(()),
+    }
+}
+
+fn make_vm_dir() -> Result<(), VmmError> {
+    let failed = |source| VmmError::Prepare { what: "the directory", path: VM_DIR.into(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(VM_DIR).map_err(failed)
+}
+
+fn fixed(path: &str) -> CString {
+    CString::new(path).expect("the constant has no NUL")
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-
-    use wrenn_base::SandboxId;
-
-    use super::*;
-    use crate::MonitorProgram;
-
-    fn spec(socket: impl Into<PathBuf>) -> MonitorSpec {
-        let program = MonitorProgram::discover(Some(Path::new("/bin/true"))).unwrap();
-        MonitorSpec::new(program, SandboxId::random(), socket, "console.log")
-    }
-
-    #[test]
-    fn paths_become_absolute_and_long_sockets_are_refused() {
-        let mut given = spec("api.sock");
-        given.disk = Some(DiskMount { source: "disk".into() });
-        given.netns = Some("ns".into());
-        let fixed = absolute(given).unwrap();
-        for path in
-            [&fixed.api_socket, &fixed.console_log, &fixed.disk.unwrap().source, &fixed.netns.unwrap()]
-        {
-            assert!(path.is_absolute(), "{path:?}");
-        }
-        assert!(absolute(spec(format!("/{}", "x".repeat(106)))).is_ok());
-        let refused = absolute(spec(format!("/{}", "x".repeat(107)))).unwrap_err();
-        assert!(matches!(refused, VmmError::SocketPathTooLong { limit: 107, .. }));
-    }
-
-    #[test]
-    fn only_a_stale_socket_is_cleared_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("api.sock");
-        clear_socket(&path).unwrap();
-        drop(UnixListener::bind(&path).unwrap());
-        clear_socket(&path).unwrap();
-        assert!(!path.exists());
-        fs::write(&path, "precious").unwrap();
-        assert!(matches!(clear_socket(&path), Err(VmmError::SocketPathOccupied { .. })));
-        assert_eq!(fs::read(&path).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn monitors_get_the_flags_both_programs_know() {
-        let mut spec = spec("/run/a.sock");
-        spec.seccomp = false;
-        spec.extra_args = vec!["--level".into(), "Debug".into()];
-        let command = command(&spec);
-        let args: Vec<_> = command.get_args().map(|arg| arg.to_str().unwrap()).collect();
-        let id = spec.id.as_str();
-        assert_eq!(args, ["--api-sock", "/run/a.sock", "--id", id, "--no-seccomp", "--level", "Debug"]);
-    }
-
-    #[test]
-    fn a_disk_must_be_a_file_or_a_block_device() {
-        for path in ["/no/such/disk", "/dev/null", "/tmp"] {
-            let refused = prepare_disk(&DiskMount { source: path.into() }).err().unwrap();
-            assert!(matches!(refused, VmmError::DiskMissing { .. }), "{path}");
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,8 @@
 //!
 //! - [`api`]: the REST schema as types, shared by the driver and the monitor (feature `api-types`, no I/O).
 //! - [`MonitorProgram`]: which program to run; [`MonitorSpec`]: how to run it.
+//! - [`Containment`]: what a monitor is held in, so that a guest which takes it over gains next to nothing;
+//!   [`CgroupTree`]: how much of the machine it may use.
 //! - [`MonitorProcess`]: one running monitor, watched until it is gone.
 //! - [`Client`]: the REST API, typed.
 //! - [`GuestMemory`]: what a monitor that offers it lets be read straight out of its address space.
@@ -21,9 +23,13 @@
 pub mod api;
 
 #[cfg(feature = "driver")]
+mod cgroup;
+#[cfg(feature = "driver")]
 mod client;
 #[cfg(feature = "driver")]
 mod console;
+#[cfg(feature = "driver")]
+mod contain;
 #[cfg(feature = "driver")]
 mod error;
 #[cfg(feature = "driver")]
@@ -42,7 +48,7 @@ mod program;
 mod spec;
 #[cfg(feature = "driver")]
 #[allow(unsafe_code)]
-// Code between fork and exec, and other processes' memory: nothing the compiler can check.
+// Other processes' memory: nothing the compiler can check.
 mod sys;
 #[cfg(feature = "driver")]
 mod text;
@@ -51,7 +57,9 @@ mod watch;
 
 #[cfg(feature = "driver")]
 pub use self::{
+    cgroup::{CgroupError, CgroupTree, CgroupTreeSpec, Controller, Limits},
     client::{Client, Timeouts},
+    contain::{Containment, ContainmentError},
     error::{SetupStep, VmmError},
     exit::{ExitCause, ExitReport, ExitStatus, GUEST_PANIC_EXIT_CODE},
     memory::{Freezer, GuestMemory, GuestRun, MemoryError},

@@ -10,19 +10,19 @@
 //! - Dropping a [`MonitorProcess`] does *not* end the process: the undo list that was given to `spawn` does. The
 //!   process is collected in any case.
 
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
-use wrenn_base::{Deadline, UndoList};
+use wrenn_base::{Bytes, Deadline, UndoList};
 
 use crate::api::{InstanceInfo, SavedMemory};
 use crate::client::Client;
 use crate::error::VmmError;
 use crate::exit::ExitReport;
-use crate::launch::{absolute, clear_socket, launch};
+use crate::launch::{ApiDir, absolute, check_containment, clear_socket, launch};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::spec::MonitorSpec;
 use crate::watch::{ExitWatch, Watched};
@@ -37,14 +37,17 @@ pub struct MonitorProcess {
     exit: ExitWatch,
     client: Client,
     console_log: PathBuf,
+    /// The user of a contained monitor.
+    user: Option<u32>,
+    api_dir: Option<ApiDir>,
 }
 
 impl MonitorProcess {
     /// Starts a monitor in its namespaces. It is ready once [`wait_ready`](Self::wait_ready) says so.
     ///
     /// Blocks for the few milliseconds that fork, mounts and exec take. The monitor runs in `/`, in a session of its
-    /// own, with nearly no environment, no core dumps, and no descriptors but its output. `undo` gets two steps:
-    /// one ends and collects the process, the other removes the socket.
+    /// own, with nearly no environment, no core dumps, and no descriptors but its output. `undo` gets a step that
+    /// ends and collects the process, then one for its cgroup if it is to have one, then one that removes the socket.
     ///
     /// # Errors
     /// Whatever is missing, by name, or the step of the setup that failed; no process is left then, and `undo` has
@@ -53,8 +56,17 @@ impl MonitorProcess {
         let spec = absolute(spec)?;
         // Before anything is registered: an undo must not remove a file that was somebody else's.
         clear_socket(&spec.api_socket)?;
-        let socket = spec.api_socket.clone();
-        undo.push("the monitor's API socket", move |_| Ok(clear_socket(&socket)?));
+        check_containment(&spec)?;
+        let api_dir = ApiDir::of(&spec)?;
+        let (socket, lent) = (spec.api_socket.clone(), api_dir.clone());
+        undo.push("the monitor's API socket", move |_| {
+            lent.as_ref().map_or(Ok(()), ApiDir::take_back)?;
+            Ok(clear_socket(&socket)?)
+        });
+        let cgroup = match spec.containment.as_ref().and_then(|it| it.cgroup.as_ref()) {
+            Some((tree, limits)) => Some(tree.create(&spec.id, limits, undo)?),
+            None => None,
+        };
         let started = Arc::new(OnceLock::<Arc<Watched>>::new());
         let to_stop = Arc::clone(&started);
         undo.push(format!("the monitor of sandbox {}", spec.id), move |deadline: Deadline| {
@@ -63,13 +75,14 @@ impl MonitorProcess {
                 None => Ok(()),
             }
         });
-        let (child, console) = launch(&spec)?;
-        let watched = Watched::start(spec.id.clone(), child, console)?;
+        let user = spec.containment.as_ref().map(|it| it.user);
+        let (process, console) = launch(&spec, cgroup.as_ref(), api_dir.as_ref())?;
+        let watched = Watched::start(spec.id.clone(), process, user.is_some(), cgroup, console)?;
         let watched = Arc::clone(started.get_or_init(|| watched));
         tracing::debug!(sandbox = %spec.id, pid = watched.pid(), program = %spec.program.path().display(), "monitor started");
         let exit = watched.exit_watch();
         let client = Client::watched(spec.api_socket, spec.timeouts, exit.clone());
-        Ok(Self { watched, exit, client, console_log: spec.console_log })
+        Ok(Self { watched, exit, client, console_log: spec.console_log, user, api_dir })
     }
 
     /// Waits until the monitor answers on its API socket, at most `limit`, and returns what it says it is.
@@ -92,7 +105,10 @@ impl MonitorProcess {
             report = self.exit.exited() => return Err(self.exit.ended(report, "startup")),
         };
         match answer {
-            Ok(info) => Ok(info),
+            Ok(info) => {
+                self.api_dir.as_ref().map_or(Ok(()), ApiDir::take_back)?;
+                Ok(info)
+            }
             Err(error) => Err(self.exit.explain(error, "startup").await),
         }
     }
@@ -142,6 +158,42 @@ impl MonitorProcess {
         GuestMemory::new(self.watched.process(), life, saved.regions)
     }
 
+    /// Makes the file or socket at `path` the monitor's user's: to be read, written or connected to by it. Of a monitor
+    /// that is not contained nothing is asked.
+    ///
+    /// The path must lie where the monitor cannot put something else in its place, and is not followed if it is a link.
+    ///
+    /// # Errors
+    /// [`VmmError::Prepare`].
+    pub fn give(&self, path: &Path) -> Result<(), VmmError> {
+        let Some(user) = self.user else { return Ok(()) };
+        let failed = |source| VmmError::Prepare { what: "for the monitor", path: path.to_owned(), source };
+        lchown(path, Some(user), Some(user)).map_err(failed)
+    }
+
+    /// The user that the monitor runs as, where it is contained.
+    pub fn user(&self) -> Option<u32> {
+        self.user
+    }
+
+    /// Lets the monitor have `more` memory beyond its cgroup's limit, until [`Self::settle_memory`]: a frozen copy of it
+    /// takes a page for each one that the guest writes to meanwhile. Without a limit there is nothing to do.
+    ///
+    /// # Errors
+    /// [`VmmError::Cgroup`].
+    pub fn extend_memory(&self, more: Bytes) -> Result<(), VmmError> {
+        Ok(self.watched.cgroup().map_or(Ok(()), |cgroup| cgroup.extend_memory(more.get()))?)
+    }
+
+    /// Puts the limit of its memory in force again, once no frozen copy of the monitor is left; waits for that. Blocks.
+    ///
+    /// # Errors
+    /// [`VmmError::Cgroup`], if there still is one after `limit`; the limit then stays where it is.
+    pub fn settle_memory(&self, limit: Duration) -> Result<(), VmmError> {
+        let deadline = Deadline::after(limit);
+        Ok(self.watched.cgroup().map_or(Ok(()), |cgroup| cgroup.settle_memory(deadline))?)
+    }
+
     /// A handle that ends the monitor from any thread, without waiting for it.
     pub fn killer(&self) -> Killer {
         Killer(Arc::clone(&self.watched))
@@ -157,7 +209,8 @@ impl MonitorProcess {
         &self.console_log
     }
 
-    /// Ends the monitor: SIGTERM, then SIGKILL after `grace`. Returns when it is collected.
+    /// Ends the monitor: SIGTERM, then SIGKILL after `grace`; SIGKILL at once where it is contained, as PID 1 of a
+    /// namespace hears no SIGTERM that it has no handler for. Returns when it is collected.
     ///
     /// A monitor that has already ended is no error. The guest is not asked: to it this is a power cut. Cancelled,
     /// it can be called again; a SIGTERM may have been sent by then.
@@ -165,7 +218,7 @@ impl MonitorProcess {
     /// # Errors
     /// [`VmmError::Unkillable`] where the process is still there ten seconds after SIGKILL.
     pub async fn shutdown(&self, grace: Duration) -> Result<ExitReport, VmmError> {
-        self.watched.signal(Signal::TERM);
+        self.watched.terminate();
         match timeout(grace, self.exited()).await {
             Ok(report) => Ok(report),
             Err(_) => self.kill().await,
@@ -177,7 +230,7 @@ impl MonitorProcess {
     /// # Errors
     /// [`VmmError::Unkillable`] where the process is still there ten seconds later.
     pub async fn kill(&self) -> Result<ExitReport, VmmError> {
-        self.watched.signal(Signal::KILL);
+        self.watched.kill();
         timeout(KILL_LIMIT, self.exited()).await.map_err(|_| self.watched.unkillable(KILL_LIMIT))
     }
 }
@@ -189,6 +242,6 @@ pub struct Killer(Arc<Watched>);
 impl Killer {
     /// Sends SIGKILL and returns at once. A monitor that has already ended is fine.
     pub fn kill(&self) {
-        self.0.signal(Signal::KILL);
+        self.0.kill();
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use wrenn_base::SandboxId;
 
 use crate::client::Timeouts;
+use crate::contain::Containment;
 use crate::program::MonitorProgram;
 
 /// The directory that every monitor sees its own file system at; the same for all sandboxes.
@@ -45,6 +46,12 @@ pub struct MonitorSpec {
     /// The disk to show at [`ROOT_DISK_PATH`], in a mount namespace of the monitor's own; absent means the
     /// caller's mounts.
     pub disk: Option<DiskMount>,
+    /// What the monitor is held in; absent means that it runs as the caller does, beside what is said above.
+    ///
+    /// A contained monitor is PID 1 of its PID namespace, sees nothing but what its containment names, and its disk where
+    /// that is a file belongs to its user from then on. So does the API socket's directory, which must be there for
+    /// it alone, until the monitor is ready.
+    pub containment: Option<Containment>,
     /// Whether the monitor filters its own system calls; off only to debug it.
     pub seccomp: bool,
     /// More arguments, after those above. Relative paths in them are relative to `/`.
@@ -54,7 +61,7 @@ pub struct MonitorSpec {
 }
 
 impl MonitorSpec {
-    /// A monitor in the caller's namespaces, with seccomp on and default time limits.
+    /// A monitor in the caller's namespaces, not contained, with seccomp on and default time limits.
     pub fn new(
         program: MonitorProgram,
         id: SandboxId,
@@ -68,6 +75,7 @@ impl MonitorSpec {
             console_log: console_log.into(),
             netns: None,
             disk: None,
+            containment: None,
             seccomp: true,
             extra_args: Vec::new(),
             timeouts: Timeouts::default(),

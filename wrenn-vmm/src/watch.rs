@@ -7,21 +7,20 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::sync::watch;
 use wrenn_base::{Deadline, SandboxId};
 
+use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::VmmError;
 use crate::exit::{ExitReport, ExitStatus};
+use crate::launch::Spawned;
 
 /// How often the console log's length is looked at.
 const CONSOLE_CHECK: Duration = Duration::from_secs(2);
@@ -36,43 +35,54 @@ const STACK: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Watched {
     id: SandboxId,
-    pid: Pid,
-    pidfd: OwnedFd,
+    process: Spawned,
+    /// Whether it is the first process of a PID namespace.
+    is_init: bool,
+    /// What it runs in, with all that it may have started.
+    cgroup: Option<Cgroup>,
     report: watch::Sender<Option<ExitReport>>,
     /// Wakes threads that wait for `report`; guards nothing but the waking itself.
     gone: (Mutex<()>, Condvar),
 }
 
 impl Watched {
-    /// Watches a child from here on. If that is impossible the child is killed and collected.
-    pub(crate) fn start(id: SandboxId, mut child: Child, console: Console) -> Result<Arc<Self>, VmmError> {
-        Self::try_start(id, &child, console).map_err(|source| {
-            let _ = child.kill();
-            let _ = child.wait();
-            VmmError::Watch { source }
-        })
-    }
-
-    fn try_start(id: SandboxId, child: &Child, console: Console) -> io::Result<Arc<Self>> {
-        let pid = Pid::from_child(child);
-        // Nobody has waited for the child yet, so its number still means it.
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    /// Watches a child from here on; if that is impossible it is killed and collected.
+    pub(crate) fn start(
+        id: SandboxId,
+        process: Spawned,
+        is_init: bool,
+        cgroup: Option<Cgroup>,
+        console: Console,
+    ) -> Result<Arc<Self>, VmmError> {
         let report = watch::Sender::new(None);
-        let watched = Arc::new(Self { id, pid, pidfd, report, gone: (Mutex::new(()), Condvar::new()) });
+        let gone = (Mutex::new(()), Condvar::new());
+        let watched = Arc::new(Self { id, process, is_init, cgroup, report, gone });
         let thread = Arc::clone(&watched);
-        let name = format!("wrenn-vmm-{}", pid.as_raw_nonzero());
-        std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || thread.watch(&console))?;
-        Ok(watched)
+        let name = format!("wrenn-vmm-{}", watched.pid());
+        let started =
+            std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || thread.watch(&console));
+        match started {
+            Ok(_) => Ok(watched),
+            Err(source) => {
+                watched.process.abandon();
+                Err(VmmError::Watch { source })
+            }
+        }
     }
 
     /// What is readable once the process is gone.
     pub(crate) fn life(&self) -> io::Result<OwnedFd> {
-        self.pidfd.try_clone()
+        self.process.pidfd.try_clone()
     }
 
     /// The process, by number.
     pub(crate) fn process(&self) -> Pid {
-        self.pid
+        self.process.pid
+    }
+
+    /// The cgroup of its own that it runs in.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
     }
 
     fn watch(&self, console: &Console) {
@@ -82,7 +92,7 @@ impl Watched {
             }
         }
         let report = ExitReport { status: self.collect(), console_tail: console.tail() };
-        tracing::debug!(sandbox = %self.id, pid = %self.pid.as_raw_nonzero(), status = %report.status, "monitor ended");
+        tracing::debug!(sandbox = %self.id, pid = self.pid(), status = %report.status, "monitor ended");
         self.report.send_replace(Some(report));
         // A waiter that saw no report holds the lock until it waits: taking it here loses no wake-up.
         drop(self.gone.0.lock().unwrap_or_else(PoisonError::into_inner));
@@ -92,7 +102,7 @@ impl Watched {
     /// Waits until the process has ended, at most `limit`.
     fn ended_within(&self, limit: Duration) -> bool {
         let limit = Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
-        let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(self.process.pidfd.as_fd(), PollFlags::IN)];
         match poll(&mut fds, Some(&limit)) {
             Ok(ready) => ready > 0,
             Err(Errno::INTR) => false,
@@ -103,7 +113,7 @@ impl Watched {
 
     fn collect(&self) -> ExitStatus {
         loop {
-            match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            match waitid(WaitId::PidFd(self.process.pidfd.as_fd()), WaitIdOptions::EXITED) {
                 Err(Errno::INTR) => {}
                 Err(_) | Ok(None) => return ExitStatus::Unknown,
                 Ok(Some(status)) => {
@@ -116,17 +126,31 @@ impl Watched {
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
+        self.process.pid.as_raw_nonzero().get()
     }
 
     pub(crate) fn exit_watch(&self) -> ExitWatch {
         ExitWatch { id: self.id.clone(), report: self.report.subscribe() }
     }
 
+    /// Sends SIGKILL to it and to all that it may have started. One that is already gone is no error.
+    pub(crate) fn kill(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends SIGTERM, where the process would hear that: the first process of a PID namespace does not hear what it has
+    /// no handler for, and no monitor has one. Such a process is killed, which is what SIGTERM does to any other.
+    pub(crate) fn terminate(&self) {
+        if self.is_init { self.kill() } else { self.signal(Signal::TERM) }
+    }
+
     /// Sends a signal; a process that is already gone is no error, any other failure shows when the
     /// wait that follows runs out.
-    pub(crate) fn signal(&self, signal: Signal) {
-        if let Err(error) = pidfd_send_signal(&self.pidfd, signal)
+    fn signal(&self, signal: Signal) {
+        if let Err(error) = pidfd_send_signal(&self.process.pidfd, signal)
             && error != Errno::SRCH
         {
             tracing::warn!(sandbox = %self.id, ?signal, %error, "the monitor cannot be signalled");
@@ -149,13 +173,13 @@ impl Watched {
         }
     }
 
-    /// Ends the process: SIGTERM, then SIGKILL. Blocks until it is collected or the deadline has passed.
+    /// Ends the process: SIGTERM, then SIGKILL; see [`Self::terminate`]. Blocks until it is collected or the deadline has passed.
     pub(crate) fn stop_blocking(&self, deadline: Deadline) -> Result<(), VmmError> {
-        self.signal(Signal::TERM);
+        self.terminate();
         if self.gone_within(UNDO_GRACE.min(deadline.remaining() / 2)) {
             return Ok(());
         }
-        self.signal(Signal::KILL);
+        self.kill();
         let limit = deadline.remaining();
         if self.gone_within(limit) {
             return Ok(());

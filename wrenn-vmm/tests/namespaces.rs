@@ -5,39 +5,12 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::{PATIENCE, Scene, block_on, eventually, privileged};
+use common::{Netns, PATIENCE, Scene, block_on, eventually, privileged};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions};
 use wrenn_vmm::{DiskMount, MonitorProcess, ROOT_DISK_PATH, SetupStep, VM_DIR, VmmError};
-
-/// A named network namespace, removed when dropped.
-struct Netns(String);
-
-impl Netns {
-    fn new(name: &str) -> Self {
-        let name = format!("wrennvmm{name}{}", std::process::id());
-        Self::ip(&["netns", "add", &name]);
-        Self(name)
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    #[allow(clippy::disallowed_methods)] // A namespace from elsewhere is what the driver is to enter.
-    fn ip(args: &[&str]) {
-        let status = std::process::Command::new("ip").args(args).status().expect("iproute2 is installed");
-        assert!(status.success(), "ip {args:?}");
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        Self::ip(&["netns", "del", &self.0]);
-    }
-}
 
 fn mount_tmpfs(name: &str, point: &Path) {
     fs::create_dir(point).unwrap();

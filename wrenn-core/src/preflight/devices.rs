@@ -16,14 +16,28 @@ pub(crate) fn kvm() -> Result<(), Cause> {
 
 /// userfaultfd, for a lazy resume.
 ///
-/// The monitor opens it, as `/dev/userfaultfd` or by the system call. Here the device alone is tried, and its
-/// absence is no fault: kernels before 6.1 have only the call.
+/// The monitor opens it, as `/dev/userfaultfd` or by the system call. Here the device alone is tried; kernels before
+/// 6.1 have only the call, which must then be allowed to everybody.
 pub(crate) fn userfaultfd() -> Result<(), Cause> {
     let device = "/dev/userfaultfd";
     if !Path::new(device).exists() {
-        return Ok(());
+        return allowed_to_all();
     }
     open_device(device, "the kernel needs CONFIG_USERFAULTFD")
+}
+
+/// A contained monitor has no right to make a userfaultfd for the kernel's accesses but by the device or this setting.
+fn allowed_to_all() -> Result<(), Cause> {
+    let path = "/proc/sys/vm/unprivileged_userfaultfd";
+    match std::fs::read_to_string(path) {
+        // Kernels before 5.2 have no such setting, and let everybody.
+        Ok(allowed) if allowed.trim() == "0" => Err(Cause::Device {
+            path: "/dev/userfaultfd",
+            remedy: "use Linux 6.1 or later, or set the sysctl vm.unprivileged_userfaultfd to 1",
+            source: io::ErrorKind::NotFound.into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// TAP devices, for every sandbox.

@@ -8,8 +8,8 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use wrenn_base::{Reaper, SandboxId, UndoList};
-use wrenn_vmm::{MonitorProgram, MonitorSpec};
+use wrenn_base::{HostId, Reaper, SandboxId, UndoList};
+use wrenn_vmm::{CgroupError, CgroupTree, CgroupTreeSpec, MonitorProgram, MonitorSpec};
 
 /// Long enough for an emulated machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -87,4 +87,47 @@ pub fn privileged() -> bool {
 
 pub fn alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// A named network namespace, removed when dropped.
+pub struct Netns(String);
+
+impl Netns {
+    pub fn new(name: &str) -> Self {
+        let name = format!("wrennvmm{name}{}", std::process::id());
+        Self::ip(&["netns", "add", &name]);
+        Self(name)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    /// Makes a TAP in it that is there for whoever comes.
+    pub fn add_tap(&self, name: &str) {
+        Self::ip(&["-n", &self.0, "tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"]);
+    }
+
+    #[allow(clippy::disallowed_methods)] // A namespace from elsewhere is what the driver is to enter.
+    fn ip(args: &[&str]) {
+        let status = std::process::Command::new("ip").args(args).status().expect("iproute2 is installed");
+        assert!(status.success(), "ip {args:?}");
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        Self::ip(&["netns", "del", &self.0]);
+    }
+}
+
+/// The cgroups of a host of the test's own; says so where the machine has none.
+pub fn cgroups(scene: &mut Scene) -> Option<CgroupTree> {
+    match CgroupTree::open(CgroupTreeSpec::new(HostId::random()), &mut scene.undo) {
+        Err(CgroupError::NotMounted) => {
+            eprintln!("SKIP: this machine has no cgroup2 file system");
+            None
+        }
+        result => Some(result.expect("the tree is made")),
+    }
 }
