@@ -25,6 +25,7 @@ use crate::layout::SandboxDirs;
 use crate::lifecycle::Step;
 use crate::lifetime::Clock;
 use crate::machine::Live;
+use crate::metrics::{self, Operation, phase};
 use crate::network::Network;
 use crate::paging::{Begun, Paging, ReadAhead, Reserved};
 use crate::preflight::devices;
@@ -60,12 +61,14 @@ pub(crate) struct Assembly {
     /// The step that removes the data directory again; a committed snapshot makes it void.
     data_step: Option<StepId>,
     watch: Stopwatch,
+    /// What it is built for.
+    operation: Operation,
 }
 
 impl Assembly {
-    pub(crate) fn new(host: Arc<HostInner>, identity: Identity) -> Self {
+    pub(crate) fn new(host: Arc<HostInner>, identity: Identity, operation: Operation) -> Self {
         let undo = UndoList::new(&host.reaper);
-        Self { host, identity, undo, entry: None, data_step: None, watch: Stopwatch::start() }
+        Self { host, identity, undo, entry: None, data_step: None, watch: Stopwatch::start(), operation }
     }
 
     /// What takes back all that was built.
@@ -90,7 +93,7 @@ impl Assembly {
         monitor.client().start_instance().await?;
         let parts = Parts { monitor, disk, image: digest, slot, reads_memory };
         let live = self.live(parts, None, None);
-        live.greet_agent(&self.identity.token).await?;
+        phase(self.operation, "agent", live.greet_agent(&self.identity.token)).await?;
         Ok(live)
     }
 
@@ -129,12 +132,14 @@ impl Assembly {
         verified?;
         let (parts, fault_server) = ready?;
         self.watch.monitor_is_ready();
-        let paging = self.load(&parts, from, options, memory?, fault_server).await?;
+        let operation = self.operation;
+        let loading = self.load(&parts, from, options, memory?, fault_server);
+        let paging = phase(operation, "load", loading).await?;
         self.watch.is_loaded();
         checkpoint("resume.loaded")?;
         let watch = std::mem::replace(&mut self.watch, Stopwatch::start());
         let live = self.live(parts, paging, Some(watch));
-        live.greet_agent(&from.record.token).await?;
+        phase(operation, "agent", live.greet_agent(&from.record.token)).await?;
         checkpoint("resume.greeted")?;
         Ok(live)
     }
@@ -253,7 +258,7 @@ impl Assembly {
     async fn disk(&mut self, image: Image, saved: Option<PathBuf>) -> Result<RootDisk, Cause> {
         let (host, identity, reaper) =
             (Arc::clone(&self.host), self.identity.clone(), self.host.reaper.clone());
-        building(&mut self.undo, &reaper, move |undo| {
+        let attached = building(&mut self.undo, &reaper, move |undo| {
             let cow = identity.dirs.disk();
             let changes = cow.clone();
             undo.push("the root disk's changes", move |_| Ok(unless_missing(fs::remove_file(changes))?));
@@ -263,22 +268,23 @@ impl Assembly {
             let spec =
                 DiskSpec { sandbox: &identity.id, image: &image.rootfs, cow: &cow, size: identity.spec.disk };
             Ok(host.disks.attach(&spec, undo)?)
-        })
-        .await
+        });
+        phase(self.operation, "disk", attached).await
     }
 
     /// A slot with the policy in force.
     async fn network(&mut self) -> Result<Slot, Cause> {
         let (host, policy) = (Arc::clone(&self.host), self.identity.spec.network.clone());
         let reaper = self.host.reaper.clone();
-        building(&mut self.undo, &reaper, move |undo| {
+        let taken = building(&mut self.undo, &reaper, move |undo| {
             let slot = host.slots().take(&policy.egress, undo)?;
+            metrics::slots_ready(host.slots().ready());
             if policy.bandwidth.is_some() {
                 slot.set_bandwidth(policy.bandwidth)?;
             }
             Ok(slot)
-        })
-        .await
+        });
+        phase(self.operation, "network", taken).await
     }
 
     /// The monitor, which is to read `shown`, and whether it lets guest memory be read.
@@ -295,9 +301,13 @@ impl Assembly {
         spec.disk = Some(DiskMount { source: disk.device().to_owned() });
         spec.containment = self.host.cells.of(&self.identity.spec, dirs, slot, shown);
         let reaper = self.host.reaper.clone();
-        let monitor =
-            building(&mut self.undo, &reaper, move |undo| MonitorProcess::spawn(spec, undo)).await?;
-        monitor.wait_ready(API_LIMIT).await?;
+        let started = async {
+            let spawn = move |undo: &mut UndoList| MonitorProcess::spawn(spec, undo);
+            let monitor = building(&mut self.undo, &reaper, spawn).await?;
+            monitor.wait_ready(API_LIMIT).await?;
+            Ok::<_, Cause>(monitor)
+        };
+        let monitor = phase(self.operation, "monitor", started).await?;
         let reads_memory = monitor.client().extensions().await?.is_some_and(|offered| offered.version >= 1);
         Ok((monitor, reads_memory))
     }

@@ -24,6 +24,7 @@ use crate::error::Cause;
 use crate::layout::StoreDir;
 use crate::machine::Live;
 use crate::memory::{self, Saved};
+use crate::metrics;
 use crate::spec::SandboxSpec;
 use crate::step::{blocking, checkpoint};
 use crate::stored::{DISK, MEMORY, Record, STATE, SnapshotKind, Stored, WORKING_SET};
@@ -91,6 +92,7 @@ pub(crate) fn commit(
     checkpoint("snapshot.memory-written")?;
     imported.image.save(&staged.file(MEMORY))?;
     checkpoint("snapshot.manifest-saved")?;
+    metrics::memory_written(kind, imported.written);
     let record = record(live, kind, imported.written);
     let generation = staged.generation();
     let snapshot = match staged.commit(&[STATE, DISK], &record) {

@@ -2,6 +2,7 @@
 //!
 //! Whoever has an instance has it alone; see [`registry`](crate::registry).
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use wrenn_base::{TemplateName, UndoFailure};
@@ -14,6 +15,7 @@ use crate::host::HostInner;
 use crate::lifecycle::Step;
 use crate::lifetime::OnTimeout;
 use crate::machine::{Live, Machine};
+use crate::metrics::{Operation, phase, whole};
 use crate::paused::PausedSandbox;
 use crate::registry::{Entry, Held};
 use crate::running::{Capture, capture_running};
@@ -60,7 +62,10 @@ impl Instance {
         // Whatever merges the layers of the snapshot that this one builds on has to be done with it.
         host.compactions.stop(&self.live().identity.id).await;
         let captured = match self.base().await {
-            Ok((stored, memory)) => capture::capture(self.live(), stored.as_ref(), memory, generation).await,
+            Ok((stored, memory)) => {
+                let captured = capture::capture(self.live(), stored.as_ref(), memory, generation);
+                phase(Operation::Pause, "capture", captured).await
+            }
             Err(cause) => Err(cause),
         };
         match captured {
@@ -96,7 +101,9 @@ impl Instance {
     ) -> PausedSandbox {
         self.machine.keep_data();
         self.live().ends_by_timeout(expired);
-        for failure in self.machine.dismantle().await {
+        let dismantled = async { Ok::<_, Infallible>(self.machine.dismantle().await) };
+        let Ok(failures) = phase(Operation::Pause, "dismantle", dismantled).await;
+        for failure in failures {
             // The snapshot is whole and nothing of it depends on what is left: report it, do not fail the pause.
             tracing::warn!(sandbox = %stored.record.id, step = %failure.what, error = %failure.source, "left behind by a pause");
         }
@@ -157,10 +164,13 @@ impl Instance {
     ) -> Result<Vec<UndoFailure>, Cause> {
         let identity = self.live().identity.clone();
         self.live().ends_by_timeout(expired);
-        let failures = self.machine.dismantle().await;
-        host.compactions.stop(&identity.id).await;
-        blocking(move || identity.dirs.store.remove()).await?;
-        Ok(failures)
+        whole(Operation::Destroy, async {
+            let failures = self.machine.dismantle().await;
+            host.compactions.stop(&identity.id).await;
+            blocking(move || identity.dirs.store.remove()).await?;
+            Ok(failures)
+        })
+        .await
     }
 }
 
@@ -176,7 +186,7 @@ pub(crate) async fn pause_held(
         **held = Some(instance);
         return Err(cause);
     }
-    match instance.pause(host, expired).await {
+    match whole(Operation::Pause, instance.pause(host, expired)).await {
         Ok(paused) => {
             let generation = paused.snapshot().generation;
             host.registry.tell(&entry.id, EventKind::Paused { generation });

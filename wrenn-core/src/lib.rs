@@ -47,6 +47,7 @@ mod lifecycle;
 mod lifetime;
 mod machine;
 mod memory;
+pub mod metrics;
 mod network;
 mod opening;
 mod paging;
@@ -64,6 +65,7 @@ mod stored;
 mod sweep;
 mod template;
 mod templates_in_use;
+mod usage;
 
 pub use builder::SandboxBuilder;
 pub use command::{Command, CommandStatus, Output, Process};
@@ -85,6 +87,7 @@ pub use sandbox::{PauseError, Sandbox};
 pub use shutdown::{ShutdownFailure, ShutdownPolicy};
 pub use stored::SnapshotKind;
 pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};
+pub use usage::Usage;
 
 pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};

@@ -35,6 +35,20 @@ pub enum SandboxState {
     Paused,
 }
 
+impl SandboxState {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Resuming => "resuming",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Stopping => "stopping",
+            Self::Working => "working",
+            Self::Paused => "paused",
+        }
+    }
+}
+
 /// What happens to a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {

@@ -25,6 +25,7 @@ use crate::assembly::{Assembly, Built, Identity};
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
 use crate::lifetime::{Activity, Clock, OnTimeout};
+use crate::metrics::{self, Operation, whole};
 use crate::network::Network;
 use crate::paging::Paging;
 use crate::registry::Entry;
@@ -74,8 +75,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// Boots a fresh machine from the spec's image and waits until its agent answers.
     pub(crate) async fn boot(host: &Arc<HostInner>, identity: Identity) -> Result<Entered, Error> {
-        let mut assembly = Assembly::new(Arc::clone(host), identity);
-        let result = assembly.boot().await;
+        let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::Create);
+        let result = whole(Operation::Create, assembly.boot()).await;
         Self::from_assembly(host, assembly, result).await
     }
 
@@ -86,8 +87,8 @@ impl Machine {
         stored: &Stored,
         options: RestoreOptions,
     ) -> Result<Entered, Error> {
-        let mut assembly = Assembly::new(Arc::clone(host), identity);
-        let result = assembly.restore(stored, options).await;
+        let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::Resume);
+        let result = whole(Operation::Resume, assembly.restore(stored, options)).await;
         Self::from_assembly(host, assembly, result).await
     }
 
@@ -99,9 +100,13 @@ impl Machine {
         stored: &Stored,
         options: RestoreOptions,
     ) -> Result<(Entered, MemoryImage), Error> {
-        let mut assembly = Assembly::new(Arc::clone(host), identity);
-        let (result, memory) = match assembly.adopt(stored).await {
-            Ok(own) => (assembly.restore(&own, options).await, Some(own.memory)),
+        let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::Spawn);
+        let spawned = async {
+            let own = assembly.adopt(stored).await?;
+            Ok((assembly.restore(&own, options).await?, own.memory))
+        };
+        let (result, memory) = match whole(Operation::Spawn, spawned).await {
+            Ok((live, memory)) => (Ok(live), Some(memory)),
             Err(cause) => (Err(cause), None),
         };
         let entered = Self::from_assembly(host, assembly, result).await?;
@@ -137,6 +142,14 @@ impl Machine {
     /// A dropped future does not stop the removal.
     pub(crate) async fn dismantle(self) -> Vec<UndoFailure> {
         undo_all(self.undo, UNDO_LIMIT).await
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Some(stats) = self.fault_stats() {
+            metrics::faulted(&stats);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::events::{EventKind, EventSource, Events};
 use crate::instance::Instance;
 use crate::lifecycle::{SandboxState, Step, next};
 use crate::lifetime::Clock;
+use crate::metrics;
 use crate::spec::SandboxSpec;
 
 /// A running sandbox's machine, for the one who works on it; nothing where somebody else has taken it.
@@ -174,6 +175,7 @@ impl Shared {
         let busy = |_| Cause::SandboxBusy { id: entry.id.clone() };
         let Some(to) = next(from, step).map_err(busy)? else { return Ok(()) };
         entries.insert(entry.id.clone(), (to, Arc::clone(entry)));
+        metrics::moved(from, Some(to));
         self.events.tell(&entry.id, EventKind::State { from, to: Some(to) });
         Ok(())
     }
@@ -186,6 +188,7 @@ impl Shared {
             (Some(to), Some((state, _))) => *state = to,
             _ => drop(entries.remove(id)),
         }
+        metrics::moved(from, to);
         // Within the lock, so that events come in the order of the changes.
         self.events.tell(id, EventKind::State { from, to });
         Ok(())

@@ -17,6 +17,7 @@ use crate::instance::{Instance, Origin, pause_held};
 use crate::lifecycle::{SandboxState, Step};
 use crate::lifetime::OnTimeout;
 use crate::machine::{Live, Machine};
+use crate::metrics::{Operation, whole};
 use crate::paused::PausedSandbox;
 use crate::registry::{Entry, Held};
 use crate::restore::RestoreTimings;
@@ -219,7 +220,7 @@ impl Sandbox {
         let task = async move {
             let _activity = activity;
             match &mut *held {
-                Some(instance) => instance.capture(&host, staged, name).await,
+                Some(instance) => whole(Operation::Snapshot, instance.capture(&host, staged, name)).await,
                 None => Err(live.expired_or(Cause::SandboxBusy { id: live.identity.id.clone() })),
             }
         };
