@@ -30,7 +30,6 @@ OPTIONS_9P = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
 # rcu_expedited: emulated CPUs are slow to pass a grace period, and every namespace or device that goes waits for one.
 # softlockup_panic: CPUs that hang never come back. A lab that ends is noticed at once, and the next command boots anew.
 SETTINGS = {
-    "/proc/sys/vm/unprivileged_userfaultfd": "1",
     "/proc/sys/kernel/watchdog_thresh": "30",
     "/proc/sys/kernel/softlockup_panic": "1",
     "/proc/sys/kernel/printk": "4",
