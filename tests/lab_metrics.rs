@@ -8,7 +8,8 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use support::{TestHost, base};
 use wrenn::{RestoreOptions, metrics};
 
-/// Each metric with its labels in order, and what it has come to; of a histogram how many values it has.
+/// Each metric with its labels in order, and what has been added to it since the last look; of a histogram how many values
+/// came.
 fn seen(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let taken = snapshotter.snapshot().into_vec().into_iter();
     let named = taken.map(|(key, _, _, value)| {
@@ -41,14 +42,16 @@ async fn a_sandboxs_life_is_measured() {
     let work =
         "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 3000000 /dev/urandom > /root/more; sync";
     sandbox.exec(work).await.unwrap();
-    sandbox.files().write("/run/blob", vec![7; 200_000]).await.unwrap();
+    // To whom does not matter: it is counted as it leaves.
+    sandbox.exec("bash -c 'head -c 1200 /dev/zero > /dev/udp/203.0.113.9/9'").await.unwrap();
     let after = sandbox.usage().await.unwrap();
     assert!(after.cpu > before.cpu, "{before:?} {after:?}");
     assert!(after.disk_allocated.get() >= before.disk_allocated.get() + 3_000_000, "{before:?} {after:?}");
-    assert!(after.network_received.get() >= before.network_received.get() + 200_000, "{before:?} {after:?}");
-    assert!(after.network_sent > before.network_sent, "{before:?} {after:?}");
+    assert!(after.network_sent.get() >= before.network_sent.get() + 1200, "{before:?} {after:?}");
 
-    assert_eq!(seen(&snapshotter)["wrenn_sandboxes state=running"], 1.0);
+    let running = seen(&snapshotter);
+    assert_eq!(running["wrenn_sandboxes state=running"], 1.0);
+    assert!(running.contains_key("wrenn_operation_seconds operation=spawn outcome=ok"), "{running:#?}");
     let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
     let sandbox = support::resume(paused, RestoreOptions::default()).await;
     assert!(support::kill(&sandbox.monitor_pid().to_string()));
@@ -58,7 +61,7 @@ async fn a_sandboxs_life_is_measured() {
     host.close().await.unwrap();
 
     let seen = seen(&snapshotter);
-    for operation in ["spawn", "pause", "resume", "destroy"] {
+    for operation in ["pause", "resume", "destroy"] {
         let name = format!("wrenn_operation_seconds operation={operation} outcome=ok");
         assert!(seen.contains_key(&name), "{name}: {seen:#?}");
     }
@@ -67,7 +70,8 @@ async fn a_sandboxs_life_is_measured() {
         assert!(seen.contains_key(&name), "{name}: {seen:#?}");
     }
     for state in ["resuming", "running", "pausing", "stopping"] {
-        assert_eq!(seen[&format!("wrenn_sandboxes state={state}")], 0.0, "{state}: {seen:#?}");
+        let name = format!("wrenn_sandboxes state={state}");
+        assert_eq!(running.get(&name).unwrap_or(&0.0) + seen[&name], 0.0, "{name}: {seen:#?}");
     }
     assert!(seen["wrenn_faults_total "] > 0.0 && seen["wrenn_fault_pages_total "] > 0.0, "{seen:#?}");
     assert!(seen["wrenn_memory_written_bytes_total kind=diff"] > 0.0, "{seen:#?}");

@@ -1,10 +1,12 @@
 //! A machine beyond the host, as far as guests can tell: a network namespace behind a veth pair.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
 
 /// The host's address on the way there.
 const NEAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -12,15 +14,17 @@ const NEAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The other machine; it goes when it is dropped.
 pub(crate) struct Elsewhere {
     namespace: String,
+    /// Its addresses are taken by one test at a time.
+    _lock: File,
     servers: Mutex<Vec<Child>>,
 }
 
 /// Sets up a machine with these addresses, to each of which the host has a route.
 pub(crate) fn elsewhere(addresses: &[Ipv4Addr]) -> Elsewhere {
-    // Tests in one process run side by side.
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let namespace = format!("wt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let there = Elsewhere { namespace: namespace.clone(), servers: Mutex::default() };
+    let lock = File::create("/run/wrenn-test-elsewhere").expect("a lock");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock");
+    let namespace = format!("wtest{}", std::process::id());
+    let there = Elsewhere { namespace: namespace.clone(), _lock: lock, servers: Mutex::default() };
     let link = &namespace;
     ip(&format!("netns add {namespace}"));
     ip(&format!("link add {link} type veth peer name eth0 netns {namespace}"));
@@ -58,12 +62,12 @@ impl Elsewhere {
         self.run(program, &[port.to_string()]);
     }
 
-    /// Has somebody there answer whoever asks for a name that it is at `address`.
-    pub(crate) fn answer_names(&self, address: Ipv4Addr) {
+    /// Has somebody at `server` answer whoever asks for a name that it is at `address`.
+    pub(crate) fn answer_names(&self, server: Ipv4Addr, address: Ipv4Addr) {
         // RFC 1035: an identifier, flags, four counts, and the question; the answer names it by its place.
         let program = "import socket, sys\n\
              server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
-             server.bind(('', 53))\n\
+             server.bind((sys.argv[2], 53))\n\
              print('ready', flush=True)\n\
              while True:\n\
              \x20   asked, client = server.recvfrom(512)\n\
@@ -72,7 +76,7 @@ impl Elsewhere {
              \x20   head = asked[:2] + bytes([0x81, 0x80, 0, 1, 0, is_a, 0, 0, 0, 0])\n\
              \x20   record = bytes([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]) + socket.inet_aton(sys.argv[1])\n\
              \x20   server.sendto(head + asked[12:end] + is_a * record, client)";
-        self.run(program, &[address.to_string()]);
+        self.run(program, &[address.to_string(), server.to_string()]);
     }
 
     /// Starts a program there, and waits until it is ready.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
+use wrenn_agent_api::AccessToken;
 use wrenn_base::{SandboxId, StepId, UndoList};
 use wrenn_net::Slot;
 use wrenn_storage::{Digest, DiskSpec, Image, RootDisk, clone_file};
@@ -30,7 +30,7 @@ use crate::network::Network;
 use crate::paging::{Begun, Paging, ReadAhead, Reserved};
 use crate::preflight::devices;
 use crate::registry::Entry;
-use crate::restore::{Contact, RestoreMode, RestoreOptions, Stopwatch};
+use crate::restore::{RestoreMode, RestoreOptions, Stopwatch};
 use crate::spec::SandboxSpec;
 use crate::step::{blocking, building, checkpoint, unless_missing};
 use crate::stored::{DISK, STATE, Stored};
@@ -39,8 +39,6 @@ use crate::stored::{DISK, STATE, Stored};
 const LOADED_STATE: &str = "loaded.vmstate";
 /// How long the monitor's API may take to come up.
 const API_LIMIT: Duration = Duration::from_secs(20);
-/// How long one attempt to reach the agent may take.
-const DIAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What identifies a machine, whichever way it comes to be.
 #[derive(Clone)]
@@ -316,8 +314,8 @@ impl Assembly {
         let Parts { monitor, disk, image, slot, reads_memory } = parts;
         let contact = restored.as_ref().map(|watch| watch.contact.clone()).unwrap_or_default();
         let identity = self.identity.clone();
-        let agent = agent_client(slot.clone(), contact, &identity.token);
         let network = Network::new(slot, identity.spec.network.clone());
+        let agent = network.agent(contact, &identity.token);
         let clock = match &self.entry {
             Some(entry) => entry.clock.clone(),
             None => Clock::new(identity.spec.lifetime),
@@ -390,20 +388,4 @@ fn snapshot_load(
         resume_vm: true,
         ..SnapshotLoad::default()
     }
-}
-
-/// A client whose connections begin inside the sandbox's network namespace.
-fn agent_client(slot: Slot, contact: Contact, token: &AccessToken) -> AgentClient {
-    let slot = Arc::new(slot);
-    let dial = move || {
-        let (slot, contact) = (Arc::clone(&slot), contact.clone());
-        Box::pin(async move {
-            let connected = slot.connect(AGENT_PORT, DIAL_LIMIT).await;
-            if connected.is_ok() {
-                contact.made();
-            }
-            connected
-        }) as _
-    };
-    AgentClient::new(Arc::new(dial), token.clone())
 }

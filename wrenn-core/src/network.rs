@@ -11,17 +11,20 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-use wrenn_agent_api::AGENT_PORT;
+use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_net::{Bandwidth, EgressPolicy, NetError, Slot};
 
 use crate::error::{Cause, Error};
 use crate::lifetime::Clock;
 use crate::machine::Live;
+use crate::restore::Contact;
 use crate::sandbox::Sandbox;
 use crate::step::blocking;
 
 /// How long one connection to a guest's port may take to be made.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long one attempt to reach the agent may take.
+const AGENT_DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// How many connections a published port carries at once; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 1024;
 /// How long the listener of a published port rests where it cannot accept, as for lack of descriptors.
@@ -46,6 +49,22 @@ impl Network {
     /// `policy` is in force on `slot`.
     pub(crate) fn new(slot: Slot, policy: NetworkPolicy) -> Self {
         Self { slot, policy: Mutex::new(policy) }
+    }
+
+    /// A client of the guest's agent, whose connections begin inside the sandbox's network namespace.
+    pub(crate) fn agent(&self, contact: Contact, token: &AccessToken) -> AgentClient {
+        let slot = Arc::new(self.slot.clone());
+        let dial = move || {
+            let (slot, contact) = (Arc::clone(&slot), contact.clone());
+            Box::pin(async move {
+                let connected = slot.connect(AGENT_PORT, AGENT_DIAL_LIMIT).await;
+                if connected.is_ok() {
+                    contact.made();
+                }
+                connected
+            }) as _
+        };
+        AgentClient::new(Arc::new(dial), token.clone())
     }
 
     /// The policy in force now.

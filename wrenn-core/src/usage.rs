@@ -22,9 +22,9 @@ pub struct Usage {
     pub memory_resident: Bytes,
     /// What its changes to its root disk take.
     pub disk_allocated: Bytes,
-    /// What the guest was sent over the network.
+    /// What came to the guest from the network; not what this host itself asked its agent, or carried to its ports.
     pub network_received: Bytes,
-    /// What the guest sent.
+    /// What the guest sent to the network, whether or not its policy let it pass.
     pub network_sent: Bytes,
 }
 
