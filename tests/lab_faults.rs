@@ -243,7 +243,10 @@ mod inner {
         }
         let test = TestHost::new();
         let host = test.open().await;
-        let failed = paused(&test, &host).await.resume().await.map(drop).unwrap_err();
+        // Booted, which needs none.
+        let sandbox = small(&host).create().await.unwrap();
+        let paused = sandbox.pause().await.unwrap_or_else(|e| panic!("{:?}", e.source));
+        let failed = paused.resume().await.map(drop).unwrap_err();
         expect(&failed.source, ErrorKind::HostUnfit, &["/dev/userfaultfd", "root"]);
         failed.paused.destroy().await.unwrap();
         host.close().await.unwrap();
