@@ -140,8 +140,9 @@ impl Outgoing {
         let made = unless_missing(fs::remove_file(&path))
             .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path));
         made.map_err(|source| Cause::io("create", &path, source))?;
-        monitor.give(&path)?;
-        Ok(Self(path))
+        let file = Self(path);
+        monitor.give(&file.0)?;
+        Ok(file)
     }
 
     /// What the monitor is to call it.
@@ -154,6 +155,15 @@ impl Outgoing {
         take_over(&self.0)
             .and_then(|()| fs::rename(&self.0, target))
             .map_err(|source| Cause::io("move a file of the monitor's to", target, source))
+    }
+}
+
+impl Drop for Outgoing {
+    /// What was not taken is half of something.
+    fn drop(&mut self) {
+        if let Err(e) = unless_missing(fs::remove_file(&self.0)) {
+            tracing::warn!(file = %self.0.display(), error = %e, "a file of a monitor's could not be removed");
+        }
     }
 }
 
