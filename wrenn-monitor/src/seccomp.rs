@@ -108,6 +108,8 @@ const MAIN: &[c_long] = &[
     sys::SYS_setsockopt,
     sys::SYS_statx,
     sys::SYS_sysinfo,
+    sys::SYS_timerfd_create,
+    sys::SYS_timerfd_settime,
     sys::SYS_unlink,
     sys::SYS_userfaultfd,
     sys::SYS_writev,

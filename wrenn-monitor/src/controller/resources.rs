@@ -7,7 +7,7 @@ use wrenn_vmm::api::{BootSource, Drive, EntropyDevice, HugePages, MachineConfig,
 
 use crate::api::VmConfig;
 use crate::boot::{self, BootError, Kernel, KernelError};
-use crate::devices::{Block, BlockError, Net, NetError, Rng, RngError, VirtioDevice};
+use crate::devices::{Block, BlockError, Net, NetError, Rng, VirtioDevice};
 use crate::file::{FileError, open_to_read};
 use crate::limits::{self, LimitError};
 use crate::machine::StartPlan;
@@ -36,8 +36,6 @@ pub(crate) enum ConfigError {
     Network(#[from] NetError),
     #[error("interface {other:?} has the address {mac:?} already")]
     MacTaken { other: String, mac: String },
-    #[error("the entropy device cannot be used")]
-    Entropy(#[from] RngError),
     #[error("there is nothing to boot: give the microVM a boot source first")]
     NoKernel,
 }
@@ -149,7 +147,6 @@ impl Resources {
     }
 
     pub(crate) fn set_entropy(&mut self, entropy: EntropyDevice) -> Result<(), ConfigError> {
-        Rng::open(&entropy)?;
         self.check_room(self.entropy.as_ref().map(|_| 0))?;
         self.entropy = Some(entropy);
         Ok(())
@@ -188,7 +185,7 @@ impl Resources {
             virtio.push(Box::new(network.take(Net::open)?));
         }
         if let Some(entropy) = &self.entropy {
-            virtio.push(Box::new(Rng::open(entropy)?));
+            virtio.push(Box::new(Rng::new(entropy)));
         }
         Ok(virtio)
     }

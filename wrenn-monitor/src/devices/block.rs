@@ -19,6 +19,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use wrenn_vmm::api::{CacheType, Drive, IoEngine};
 
+use super::limiter::{Limiter, LimiterState};
 use super::virtio::{DeviceState, Ring, RingError, Served, VirtioDevice};
 
 /// The unit of the protocol, whatever the disk's own sectors are.
@@ -55,6 +56,7 @@ pub(crate) struct BlockState {
     /// Whether a flush is offered and reaches the host's disk.
     writeback: bool,
     sectors: u64,
+    limits: LimiterState,
 }
 
 /// A disk.
@@ -62,6 +64,7 @@ pub(crate) struct BlockState {
 pub(crate) struct Block {
     state: BlockState,
     file: File,
+    limiter: Limiter,
 }
 
 impl Block {
@@ -74,7 +77,6 @@ impl Block {
         let id = drive.drive_id.clone();
         let unsupported = [
             (drive.socket.is_some(), "a vhost-user socket"),
-            (drive.rate_limiter.is_some(), "a rate limiter"),
             (drive.io_engine == Some(IoEngine::Async), "the Async I/O engine"),
         ];
         if let Some((_, option)) = unsupported.into_iter().find(|(asked, _)| *asked) {
@@ -91,8 +93,10 @@ impl Block {
             );
         }
         let writeback = drive.cache_type == Some(CacheType::Writeback);
-        let state = BlockState { drive_id: id, path, read_only, writeback, sectors: bytes / SECTOR };
-        Ok(Self { state, file })
+        let limiter = Limiter::new(drive.rate_limiter.as_ref());
+        let (sectors, limits) = (bytes / SECTOR, limiter.save());
+        let state = BlockState { drive_id: id, path, read_only, writeback, sectors, limits };
+        Ok(Self { state, file, limiter })
     }
 
     /// Opens the file of a saved drive. A file that has grown is taken; the guest sees the size that it knows.
@@ -103,7 +107,8 @@ impl Block {
             let BlockState { drive_id: drive, path, sectors: expected, .. } = state;
             return Err(BlockError::Shrunk { drive, path, expected, found });
         }
-        Ok(Self { state, file })
+        let limiter = Limiter::restore(state.limits);
+        Ok(Self { state, file, limiter })
     }
 
     /// What the guest reads as the disk's serial number: the drive's id, cut or filled up with zeroes.
@@ -172,7 +177,15 @@ impl VirtioDevice for Block {
     }
 
     fn serve(&mut self, _index: usize, ring: &mut Ring) -> Result<Served, RingError> {
-        ring.serve(|chain| request::serve(self, chain))
+        // Taken out, as a request borrows the disk.
+        let mut limiter = std::mem::take(&mut self.limiter);
+        let served = ring.serve(&mut limiter, |chain| request::serve(self, chain));
+        self.limiter = limiter;
+        served
+    }
+
+    fn is_limited(&self) -> bool {
+        self.limiter.limits()
     }
 
     fn save(&self) -> io::Result<DeviceState> {

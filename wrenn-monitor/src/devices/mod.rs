@@ -19,6 +19,7 @@
 
 mod block;
 mod i8042;
+mod limiter;
 mod net;
 mod pvpanic;
 mod rng;
@@ -30,6 +31,6 @@ pub(crate) use block::{Block, BlockError};
 pub(crate) use i8042::I8042;
 pub(crate) use net::{Net, NetError};
 pub(crate) use pvpanic::PvPanic;
-pub(crate) use rng::{Rng, RngError};
+pub(crate) use rng::Rng;
 pub(crate) use serial::{Serial, SerialState};
 pub(crate) use virtio::{RestoreDeviceError, VirtioDevice, VirtioMmio, VirtioMmioState, Worker};

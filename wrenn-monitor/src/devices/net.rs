@@ -6,6 +6,8 @@
 //! Backpressure: the TAP is read only while the guest has a receive buffer free; until then the kernel
 //! queues, and drops what is too much. A frame that the TAP does not take is dropped, as on any wire.
 //!
+//! So it does while the guest may receive no more. A limit on what the guest sends leaves its requests waiting.
+//!
 //! A frame that was read but not yet delivered is not part of a snapshot: it is lost like one on the wire.
 
 mod tap;
@@ -23,6 +25,7 @@ use virtio_bindings::virtio_net::{
 };
 use wrenn_vmm::api::{NetworkInterface, NetworkOverride};
 
+use super::limiter::{Limiter, LimiterState};
 use super::virtio::{Backend, DeviceState, ROUND, Ring, RingError, Served, VirtioDevice};
 use crate::logger::GUEST;
 use tap::Tap;
@@ -47,8 +50,6 @@ pub(crate) enum NetError {
     Mac { iface: String, mac: String },
     #[error("interface {iface:?} has an MTU of {mtu}: the least is 68")]
     Mtu { iface: String, mtu: u16 },
-    #[error("interface {iface:?} asks for a rate limiter, which wrenn-monitor does not offer: leave it out")]
-    RateLimiter { iface: String },
 }
 
 /// What a snapshot keeps of a network interface.
@@ -58,6 +59,8 @@ pub(crate) struct NetState {
     tap: String,
     mac: Option<[u8; 6]>,
     mtu: Option<u16>,
+    receive: LimiterState,
+    send: LimiterState,
 }
 
 impl NetState {
@@ -71,6 +74,8 @@ impl NetState {
 pub(crate) struct Net {
     state: NetState,
     tap: Tap,
+    receiving: Limiter,
+    sending: Limiter,
     mergeable: bool,
     /// A frame with its header; the first `waiting` bytes of it are still to be delivered.
     frame: Box<[u8]>,
@@ -85,9 +90,6 @@ impl Net {
     /// offered.
     pub(crate) fn open(interface: &NetworkInterface) -> Result<Self, NetError> {
         let iface = interface.iface_id.clone();
-        if interface.rx_rate_limiter.is_some() || interface.tx_rate_limiter.is_some() {
-            return Err(NetError::RateLimiter { iface });
-        }
         if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < 68) {
             return Err(NetError::Mtu { iface, mtu });
         }
@@ -99,7 +101,10 @@ impl Net {
             },
         };
         let tap = interface.host_dev_name.clone();
-        Self::attach(NetState { iface_id: iface, tap, mac, mtu: interface.mtu })
+        let limits = [&interface.rx_rate_limiter, &interface.tx_rate_limiter]
+            .map(|wanted| Limiter::new(wanted.as_ref()));
+        let [receive, send] = limits.each_ref().map(Limiter::save);
+        Self::attach(NetState { iface_id: iface, tap, mac, mtu: interface.mtu, receive, send }, limits)
     }
 
     /// Attaches to the TAP of a saved interface, or to the one that replaces it.
@@ -107,24 +112,28 @@ impl Net {
         if let Some(new) = overrides.iter().find(|new| new.iface_id == state.iface_id) {
             state.tap.clone_from(&new.host_dev_name);
         }
-        Self::attach(state)
+        let limits = [state.receive, state.send].map(Limiter::restore);
+        Self::attach(state, limits)
     }
 
-    fn attach(state: NetState) -> Result<Self, NetError> {
+    fn attach(state: NetState, limits: [Limiter; 2]) -> Result<Self, NetError> {
         match Tap::open(&state.tap, HEADER) {
-            Ok(tap) => Ok(Self::on(tap, state)),
+            Ok(tap) => Ok(Self::on(tap, state, limits)),
             Err(source) => Err(NetError::Tap { iface: state.iface_id, tap: state.tap, source }),
         }
     }
 
-    fn on(tap: Tap, state: NetState) -> Self {
+    fn on(tap: Tap, state: NetState, [receiving, sending]: [Limiter; 2]) -> Self {
         let frame = vec![0; HEADER + MAX_FRAME].into_boxed_slice();
-        Self { state, tap, mergeable: false, frame, waiting: 0 }
+        Self { state, tap, receiving, sending, mergeable: false, frame, waiting: 0 }
     }
 
     fn receive(&mut self, ring: &mut Ring) -> Result<Served, RingError> {
         for _ in 0..ROUND {
             if self.waiting == 0 {
+                if let Some(pause) = self.receiving.pause() {
+                    return Ok(Served::Later(pause));
+                }
                 if !ring.has_request()? {
                     return Ok(Served::All);
                 }
@@ -136,6 +145,7 @@ impl Net {
                         return Ok(Served::All);
                     }
                 };
+                self.receiving.take(self.waiting);
                 if self.waiting < HEADER + MIN_FRAME {
                     self.waiting = 0;
                     continue;
@@ -150,13 +160,14 @@ impl Net {
     }
 
     fn send(&mut self, ring: &mut Ring) -> Result<Served, RingError> {
-        ring.serve(|chain| {
+        let Self { state, tap, sending, .. } = self;
+        ring.serve(sending, |chain| {
             let len = chain.readable.len();
             if !(HEADER + MIN_FRAME..=HEADER + MAX_FRAME).contains(&len) {
                 let len = len.saturating_sub(HEADER);
-                log::warn!(target: GUEST, "{:?}: a frame of {len} bytes was dropped", self.state.iface_id);
-            } else if let Err(error) = self.tap.write(&chain.readable) {
-                log::debug!(target: GUEST, "{:?}: a frame was dropped: {error}", self.state.iface_id);
+                log::warn!(target: GUEST, "{:?}: a frame of {len} bytes was dropped", state.iface_id);
+            } else if let Err(error) = tap.write(&chain.readable) {
+                log::debug!(target: GUEST, "{:?}: a frame was dropped: {error}", state.iface_id);
             }
             Ok(0)
         })
@@ -213,6 +224,10 @@ impl VirtioDevice for Net {
 
     fn backend(&self) -> Option<Backend> {
         Some(Backend { fd: self.tap.as_raw_fd(), queue: RECEIVE })
+    }
+
+    fn is_limited(&self) -> bool {
+        self.receiving.limits() || self.sending.limits()
     }
 
     fn save(&self) -> io::Result<DeviceState> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use wrenn_vmm::api::EntropyDevice;
 
+use super::limiter::{Limiter, LimiterState};
 use super::virtio::{Chain, DeviceState, Ring, RingError, Served, VirtioDevice};
 use crate::logger::GUEST;
 
@@ -15,33 +16,26 @@ const QUEUE_SIZES: &[u16] = &[64];
 /// The most bytes for one request. A driver that wants more asks again.
 const MAX_BYTES: usize = 4096;
 
-/// Why the entropy device cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(crate) enum RngError {
-    #[error("the entropy device asks for a rate limiter, which wrenn-monitor does not offer: leave it out")]
-    RateLimiter,
-}
-
-/// What a snapshot keeps of the entropy device: that there is one.
+/// What a snapshot keeps of the entropy device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RngState {}
+pub(crate) struct RngState {
+    limits: LimiterState,
+}
 
 /// The entropy device.
 #[derive(Debug)]
-pub(crate) struct Rng(());
+pub(crate) struct Rng {
+    limiter: Limiter,
+}
 
 impl Rng {
     /// The device.
-    ///
-    /// # Errors
-    /// If it asks for something that is not offered.
-    pub(crate) fn open(device: &EntropyDevice) -> Result<Self, RngError> {
-        if device.rate_limiter.is_some() { Err(RngError::RateLimiter) } else { Ok(Self(())) }
+    pub(crate) fn new(device: &EntropyDevice) -> Self {
+        Self { limiter: Limiter::new(device.rate_limiter.as_ref()) }
     }
 
-    pub(super) fn restore(_state: RngState) -> Self {
-        Self(())
+    pub(super) fn restore(state: RngState) -> Self {
+        Self { limiter: Limiter::restore(state.limits) }
     }
 }
 
@@ -80,11 +74,15 @@ impl VirtioDevice for Rng {
     }
 
     fn serve(&mut self, _index: usize, ring: &mut Ring) -> Result<Served, RingError> {
-        ring.serve(|chain| Ok(fill(chain)))
+        ring.serve(&mut self.limiter, |chain| Ok(fill(chain)))
+    }
+
+    fn is_limited(&self) -> bool {
+        self.limiter.limits()
     }
 
     fn save(&self) -> io::Result<DeviceState> {
-        Ok(DeviceState::Rng(RngState {}))
+        Ok(DeviceState::Rng(RngState { limits: self.limiter.save() }))
     }
 }
 

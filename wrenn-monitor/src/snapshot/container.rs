@@ -15,7 +15,7 @@
 /// The first bytes of every state file.
 const MAGIC: [u8; 8] = *b"WRENNVMS";
 /// The version that this monitor writes, and the only one that it reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 24;
 
 /// The bytes of a file are no state of a machine, or not one that this monitor can read.

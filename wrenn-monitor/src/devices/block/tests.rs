@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
+use wrenn_vmm::api::{RateLimiter, TokenBucket};
 
 use super::*;
 use crate::devices::virtio::chaos::chaos;
@@ -254,7 +255,6 @@ fn drives_that_cannot_be_had_are_named() {
         (drive(Path::new("/dev/null")), "neither a regular file nor a block device"),
         (with(|d| d.path_on_host = None), "has no path_on_host"),
         (with(|d| d.socket = Some("/s".into())), "vhost-user"),
-        (with(|d| d.rate_limiter = Some(Default::default())), "rate limiter"),
         (with(|d| d.io_engine = Some(IoEngine::Async)), "Async"),
     ] {
         let error = Block::open(&drive).unwrap_err().to_string();
@@ -288,6 +288,31 @@ fn a_request_that_waits_through_a_snapshot_is_served_after_it() {
     assert!(driver.interrupted());
     assert_eq!(driver.get(DATA, 512), content()[1024..1536]);
     assert_eq!(driver.request(OUT, 0, &[out(DATA, 512)]), OK);
+}
+
+#[test]
+fn a_limit_holds_before_and_after_a_snapshot() {
+    let image = image();
+    let bucket = TokenBucket { size: 1024, refill_time: 200, one_time_burst: Some(1024) };
+    let limit = RateLimiter { bandwidth: Some(bucket), ops: None };
+    let mut driver = driver(&Drive { rate_limiter: Some(limit), ..drive(image.path()) });
+    driver.put_header(IN, 0);
+    let post = |driver: &mut Driver| {
+        driver.post(0, &[out(HEADER, 16), into(DATA, 512), into(STATUS, 1)]);
+        driver.notify(0);
+        driver.answered(0)
+    };
+    // Of 529 bytes each: the burst and what the bucket holds are good for four.
+    assert_eq!((0..5).map(|_| post(&mut driver)).collect::<Vec<_>>(), [1, 2, 3, 4, 4]);
+    driver.mmio.suspend();
+    let state = driver.mmio.save().unwrap();
+    let mut driver = driver.move_to(restored(state));
+    driver.mmio.resume();
+    driver.turn();
+    // It begins with a full bucket, and without the burst.
+    assert_eq!((driver.answered(0), post(&mut driver), post(&mut driver)), (5, 6, 6));
+    driver.turn_for(std::time::Duration::from_secs(20), |driver| driver.answered(0) == 7);
+    assert_eq!(driver.get(STATUS, 1), [OK]);
 }
 
 #[test]

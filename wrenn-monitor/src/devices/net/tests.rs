@@ -3,6 +3,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use proptest::prelude::*;
+use wrenn_vmm::api::{RateLimiter, TokenBucket};
 
 use super::*;
 use crate::devices::virtio::chaos::chaos;
@@ -13,16 +14,28 @@ const TX: usize = 1;
 const BASIC: u64 = !(1 << VIRTIO_NET_F_MRG_RXBUF);
 
 fn state() -> NetState {
-    NetState { iface_id: "eth0".into(), tap: "tap0".into(), mac: Some([6, 0, 1, 2, 3, 4]), mtu: Some(1400) }
+    NetState {
+        iface_id: "eth0".into(),
+        tap: "tap0".into(),
+        mac: Some([6, 0, 1, 2, 3, 4]),
+        mtu: Some(1400),
+        receive: LimiterState::default(),
+        send: LimiterState::default(),
+    }
 }
 
 /// An interface whose cable ends in the test: datagrams keep frames apart as a TAP does.
 fn cable() -> (Driver, UnixDatagram) {
+    limited_cable(Default::default())
+}
+
+/// With limits on what the guest receives and sends.
+fn limited_cable(limits: [Limiter; 2]) -> (Driver, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     ours.set_nonblocking(true).unwrap();
     let tap = Tap::from_file(File::from(OwnedFd::from(theirs)));
-    (Driver::new(Net::on(tap, state())), ours)
+    (Driver::new(Net::on(tap, state(), limits)), ours)
 }
 
 /// A frame of `len` bytes behind its header.
@@ -177,8 +190,31 @@ fn the_guest_reads_address_and_mtu() {
     assert_ne!(offered & 1 << VIRTIO_NET_F_MAC, 0);
     let (_, theirs) = UnixDatagram::pair().unwrap();
     let tap = Tap::from_file(File::from(OwnedFd::from(theirs)));
-    let plain = Net::on(tap, NetState { mac: None, mtu: None, ..state() });
+    let plain = Net::on(tap, NetState { mac: None, mtu: None, ..state() }, Default::default());
     assert_eq!(plain.features() & (1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU), 0);
+}
+
+#[test]
+fn a_limited_guest_receives_and_sends_no_faster() {
+    let bucket = TokenBucket { size: 1, refill_time: 200, one_time_burst: None };
+    let one_by_one = RateLimiter { bandwidth: None, ops: Some(bucket) };
+    let (mut driver, cable) = limited_cable([0, 1].map(|_| Limiter::new(Some(&one_by_one))));
+    let begun = std::time::Instant::now();
+    for number in 0..3 {
+        cable.send(&frame(60 + number)).unwrap();
+        driver.post(RX, &[into(BUFFERS + 4096 * number as u64, 2048)]);
+        driver.put(BUFFERS + 0x8000, &frame(60));
+        driver.post(TX, &[out(BUFFERS + 0x8000, 72)]);
+    }
+    driver.notify(RX);
+    driver.notify(TX);
+    assert_eq!((driver.answered(RX), driver.answered(TX)), (1, 1));
+    let limit = std::time::Duration::from_secs(20);
+    driver.turn_for(limit, |driver| (driver.answered(RX), driver.answered(TX)) == (3, 3));
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(400), "{:?}", begun.elapsed());
+    let last = driver.get(BUFFERS + 2 * 4096, HEADER + 62);
+    assert_eq!(last[HEADER..], frame(62)[HEADER..], "the last one, whole and in its place");
+    assert_eq!((0..3).map(|_| receive(&cable)).collect::<Vec<_>>(), vec![Some(frame(60)); 3]);
 }
 
 #[test]
@@ -215,7 +251,6 @@ fn interfaces_that_cannot_be_had_are_named() {
         (interface(|i| i.host_dev_name = "a-name-that-is-too-long".into()), "cannot use the TAP device"),
         (interface(|i| i.guest_mac = Some("x".into())), "six hexadecimal bytes"),
         (interface(|i| i.mtu = Some(67)), "MTU of 67"),
-        (interface(|i| i.tx_rate_limiter = Some(Default::default())), "rate limiter"),
     ] {
         let error = Net::open(&interface).map(drop).unwrap_err().to_string();
         assert!(error.starts_with("interface \"eth0\"") && error.contains(part), "{error}");

@@ -19,6 +19,7 @@ use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSI
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 use wrenn_vmm::api::NetworkOverride;
 
 use super::registers::{DRIVER_OK, Progress, Registers, StatusChange, set_high, set_low};
@@ -63,6 +64,7 @@ impl VirtioMmio {
         let queue_sizes = device.queue_sizes();
         let notifiers: Arc<[EventFd]> = queue_sizes.iter().map(|_| event()).collect::<io::Result<_>>()?;
         let signals = Arc::new(Signals::new(irq));
+        let timer = device.is_limited().then(TimerFd::new).transpose()?;
         Ok(Self {
             device_id: device.device_id(),
             features: device.features() | TRANSPORT_FEATURES,
@@ -72,7 +74,7 @@ impl VirtioMmio {
             memory,
             signals: signals.clone(),
             notifiers: notifiers.clone(),
-            worker: Arc::new(Mutex::new(Worker::new(device, event()?, notifiers, signals))),
+            worker: Arc::new(Mutex::new(Worker::new(device, event()?, timer, notifiers, signals))),
         })
     }
 

@@ -58,6 +58,11 @@ pub(crate) trait VirtioDevice: Send {
         None
     }
 
+    /// Whether it may have to [wait](Served::Later).
+    fn is_limited(&self) -> bool {
+        false
+    }
+
     /// What a snapshot keeps of the device itself. Makes durable what the guest believes to be.
     fn save(&self) -> io::Result<DeviceState>;
 }

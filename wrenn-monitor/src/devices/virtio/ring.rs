@@ -1,9 +1,12 @@
 //! One virtqueue in use (virtio 1.2, section 2.7, split rings).
 
+use std::time::Duration;
+
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 use super::chain::{Chain, ChainError};
+use crate::devices::limiter::Limiter;
 use crate::memory::GuestMemory;
 
 /// How many requests of a queue are served before the main loop sees to others. A guest can refill a
@@ -17,6 +20,8 @@ pub(crate) enum Served {
     All,
     /// Perhaps more: serve again soon.
     Some,
+    /// More, which has to wait for so long.
+    Later(Duration),
 }
 
 /// Why a queue cannot be served on: its driver broke the protocol.
@@ -71,12 +76,16 @@ impl Ring {
         self.queue.state()
     }
 
-    /// Serves up to [`ROUND`] requests by `handle`, which returns how many bytes it wrote.
+    /// Serves up to [`ROUND`] requests, as fast as `limiter` lets it, by `handle`, which returns how many bytes it wrote.
     pub(crate) fn serve(
         &mut self,
+        limiter: &mut Limiter,
         mut handle: impl FnMut(&Chain<'_>) -> Result<u32, RingError>,
     ) -> Result<Served, RingError> {
         for _ in 0..ROUND {
+            if let Some(pause) = limiter.pause() {
+                return Ok(Served::Later(pause));
+            }
             let Some(descriptors) = self.queue.iter(&self.memory)?.next() else {
                 // The driver may have added a request just before it could know that it has to tell.
                 if self.queue.enable_notification(&self.memory)? {
@@ -85,6 +94,7 @@ impl Ring {
                 return Ok(Served::All);
             };
             let chain = Chain::walk(&self.memory, descriptors, self.queue.size())?;
+            limiter.take(chain.readable.len() + chain.writable.len());
             let written = handle(&chain)?;
             self.queue.add_used(&self.memory, chain.head(), written)?;
             if self.answered == Answered::Nothing {

@@ -4,6 +4,7 @@
 //! (`virtio-queue` has a mock of its own, but it lays the used ring over half of the available ring.)
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
@@ -225,6 +226,21 @@ impl Driver {
             }
         }
         panic!("the device never rests");
+    }
+
+    /// Runs the main loop until `done`; fails if that has not come about within `limit`.
+    pub(in crate::devices) fn turn_for(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) {
+        let given_up = Instant::now() + limit;
+        while !done(self) {
+            assert!(Instant::now() < given_up, "not within {limit:?}");
+            self.events.run_with_timeout(10).unwrap();
+        }
+    }
+
+    /// How many requests have been answered, since the device was brought up.
+    pub(in crate::devices) fn answered(&self, queue: usize) -> u16 {
+        let [_, _, used] = self.rings(queue);
+        self.memory.read_obj(GuestAddress(used + 2)).unwrap()
     }
 
     /// The requests that were answered since the last call: head and length.

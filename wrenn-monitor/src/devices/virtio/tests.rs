@@ -15,7 +15,7 @@ use crate::devices::Rng;
 const VERSION_1: u32 = 1 << 0;
 
 fn rng() -> Rng {
-    Rng::open(&EntropyDevice::default()).unwrap()
+    Rng::new(&EntropyDevice::default())
 }
 
 /// A device that nobody has touched.

@@ -9,16 +9,18 @@
 //! `start` comes from a vCPU thread and only leaves the queues here; the device itself is told on the main
 //! thread, where the system calls that this may need are allowed.
 //!
-//! Woken by three kinds of descriptor: a notifier for each queue (the driver has added requests), the
-//! device's backend (a frame has come in), and `kick`, by which other threads, and the worker itself when it
+//! Woken by four kinds of descriptor: a notifier for each queue (the driver has added requests), the
+//! device's backend (a frame has come in), a timer (a device that may work only so fast may go on), and `kick`, by which other threads, and the worker itself when it
 //! resumes, ask for every queue to be looked at.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::registers::Progress;
 use super::ring::{Ring, RingError, Served};
@@ -35,6 +37,10 @@ pub(crate) struct Worker {
     /// The negotiated features, while the device has not been told of them.
     activation: Option<u64>,
     kick: EventFd,
+    /// Of a device that has limits.
+    timer: Option<TimerFd>,
+    /// When the timer goes off, if it does.
+    due: Option<Instant>,
     notifiers: Arc<[EventFd]>,
     signals: Arc<Signals>,
     suspended: bool,
@@ -44,10 +50,12 @@ impl Worker {
     pub(super) fn new(
         device: Box<dyn VirtioDevice>,
         kick: EventFd,
+        timer: Option<TimerFd>,
         notifiers: Arc<[EventFd]>,
         signals: Arc<Signals>,
     ) -> Self {
-        Self { device, rings: Vec::new(), activation: None, kick, notifiers, signals, suspended: false }
+        let (rings, activation, due, suspended) = (Vec::new(), None, None, false);
+        Self { device, rings, activation, kick, timer, due, notifiers, signals, suspended }
     }
 
     /// Takes the queues into service as soon as the main loop can.
@@ -125,8 +133,10 @@ impl Worker {
                 if interrupt {
                     self.signals.answered();
                 }
-                if served == Served::Some {
-                    let _ = self.notifiers[index].write(1);
+                match served {
+                    Served::All => {}
+                    Served::Some => drop(self.notifiers[index].write(1)),
+                    Served::Later(pause) => self.go_on_in(pause),
                 }
             }
             Err(error) => {
@@ -138,6 +148,33 @@ impl Worker {
                 );
                 self.signals.stopped();
             }
+        }
+    }
+}
+
+impl Worker {
+    /// Has every queue looked at in so much time, unless that is to happen earlier.
+    fn go_on_in(&mut self, pause: Duration) {
+        let due = Instant::now() + pause;
+        let Some(timer) = self.timer.as_mut().filter(|_| self.due.is_none_or(|earlier| due < earlier)) else {
+            return;
+        };
+        match timer.reset(pause.max(Duration::from_nanos(1)), None) {
+            Ok(()) => self.due = Some(due),
+            Err(error) => log::error!("a device's timer cannot be set: {error}"),
+        }
+    }
+
+    /// The timer went off, unless it was set anew after that.
+    fn timer_went_off(&mut self) {
+        if self.due.is_some_and(|due| Instant::now() < due) {
+            return;
+        }
+        // It is put back rather than read, which would block where it was set anew.
+        let _ = self.timer.as_mut().map(TimerFd::clear);
+        self.due = None;
+        for index in 0..self.rings.len() {
+            self.serve(index);
         }
     }
 }
@@ -162,6 +199,8 @@ impl MutEventSubscriber for Worker {
         } else if let Some(index) = self.notifiers.iter().position(|event| event.as_raw_fd() == fd) {
             let _ = self.notifiers[index].read();
             self.serve(index);
+        } else if self.timer.as_ref().is_some_and(|timer| timer.as_raw_fd() == fd) {
+            self.timer_went_off();
         } else if let Some(backend) = self.device.backend() {
             self.serve(backend.queue);
         }
@@ -176,6 +215,9 @@ impl MutEventSubscriber for Worker {
         watch(Events::new(&self.kick, EventSet::IN));
         for notifier in self.notifiers.iter() {
             watch(Events::new(notifier, EventSet::IN));
+        }
+        if let Some(timer) = &self.timer {
+            watch(Events::new(timer, EventSet::IN));
         }
         if let Some(backend) = self.device.backend() {
             // By edge: a backend that stays readable because no buffer is free must not keep the loop busy.
