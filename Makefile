@@ -58,7 +58,7 @@ quickstart: image
 # Optimised, as a user's program would be. A page goes to the lab's share, where both sides can write.
 bench: image
 	@echo "==> Bench: optimised build"
-	@cargo build --release -p wrenn-cli
+	@cargo build --release -p wrenn-cli -p wrenn-pager
 	@$(STATIC) cargo build --release --target $(TARGET) -p wrenn-monitor
 	@echo "==> Bench"
 	@lab/lab with -- env WRENN_LAB=$$(lab/own-kvm && echo never || echo always) WRENN_LAB_LIMIT=7200 \

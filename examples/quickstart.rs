@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let sandbox = paused.resume().await?;
     sandbox.exec("true").await?;
-    let (faulted, note) = paged_in(&sandbox);
+    let (faulted, note) = paged_in(&sandbox).await;
     phase("resume to first answered exec", start, note);
     let between = ask(&sandbox, pid).await?;
 
@@ -77,7 +77,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let sandbox = paused.resume().await?;
     sandbox.exec("true").await?;
-    phase("resume again", start, paged_in(&sandbox).1);
+    phase("resume again", start, paged_in(&sandbox).await.1);
     let after = ask(&sandbox, pid).await?;
     let note = sandbox.exec("cat /root/note").await?.stdout_text();
     let memory = sandbox.memory();
@@ -117,8 +117,8 @@ async fn ask(sandbox: &Sandbox, pid: u32) -> Result<Counter, Box<dyn Error>> {
 }
 
 /// How much of the guest's memory has been paged in, as bytes and in words.
-fn paged_in(sandbox: &Sandbox) -> (Bytes, String) {
-    let Some(stats) = sandbox.fault_stats() else { return (Bytes(0), "not restored".to_owned()) };
+async fn paged_in(sandbox: &Sandbox) -> (Bytes, String) {
+    let Some(stats) = sandbox.fault_stats().await else { return (Bytes(0), "not restored".to_owned()) };
     let total = sandbox.memory().get() / 4096;
     (Bytes(stats.pages * 4096), format!("{} faults brought {} of {total} pages", stats.faults, stats.pages))
 }

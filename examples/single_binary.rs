@@ -1,4 +1,4 @@
-//! One program that is both the application and the monitor of its sandboxes: nothing to install beside it.
+//! One program that is the application, the monitor of its sandboxes, and their pager: nothing to install beside it.
 
 use std::process::ExitCode;
 
@@ -19,7 +19,11 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run() -> Result<(), wrenn::Error> {
-    let host = Host::builder().monitor_program(wrenn::embedded_monitor()).open().await?;
+    let host = Host::builder()
+        .monitor_program(wrenn::embedded_monitor())
+        .pager_program(wrenn::embedded_pager())
+        .open()
+        .await?;
     let sandbox = host.sandbox("debian")?.memory(MiB(128)).create().await?;
     println!("{}", sandbox.exec("echo one binary is enough").await?.stdout_text());
     sandbox.destroy().await?;

@@ -6,6 +6,9 @@ pub use wrenn_core::*;
 /// What a process finds as its own name when it was started to be a monitor.
 #[cfg(feature = "monitor")]
 const MONITOR_NAME: &str = "wrenn-monitor";
+/// The same for a pager.
+#[cfg(feature = "monitor")]
+const PAGER_NAME: &str = "wrenn-pager";
 
 /// The running program itself as the monitor, for [`HostBuilder::monitor_program`]: nothing to install beside it.
 ///
@@ -15,7 +18,15 @@ pub fn embedded_monitor() -> MonitorProgram {
     MonitorProgram::reexec(MONITOR_NAME)
 }
 
-/// Runs the monitor to its end if this process was started as one, and otherwise does nothing.
+/// The running program itself as the pager, for [`HostBuilder::pager_program`].
+///
+/// The program has to begin its `main` with [`monitor_main`].
+#[cfg(feature = "monitor")]
+pub fn embedded_pager() -> PagerProgram {
+    PagerProgram::reexec(PAGER_NAME)
+}
+
+/// Runs the monitor, or the pager, to its end if this process was started as one, and otherwise does nothing.
 ///
 /// To be called first thing in `main`, before any thread is started; see `examples/single_binary.rs`.
 ///
@@ -30,6 +41,9 @@ pub fn embedded_monitor() -> MonitorProgram {
 /// ```
 #[cfg(feature = "monitor")]
 pub fn monitor_main() -> Option<std::process::ExitCode> {
-    let started_as_monitor = std::env::args_os().next().is_some_and(|name| name == MONITOR_NAME);
-    started_as_monitor.then(|| wrenn_monitor::run(std::env::args_os()))
+    let name = std::env::args_os().next()?;
+    if name == PAGER_NAME {
+        return Some(wrenn_pager::run());
+    }
+    (name == MONITOR_NAME).then(|| wrenn_monitor::run(std::env::args_os()))
 }

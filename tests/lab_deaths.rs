@@ -4,10 +4,11 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use support::TestHost;
 use support::crash::{pause, points, read, resume, start, write};
-use wrenn::{CompactionPolicy, Host, PausedSandbox};
+use wrenn::{CompactionPolicy, Host, PausedSandbox, SandboxId, SandboxState};
 use wrenn_base::fault;
 use wrenn_storage::{LayerDir, MemoryImage};
 
@@ -31,10 +32,21 @@ async fn check_whole(test: &TestHost, host: &Host) -> usize {
 
 /// Runs `inner` in a process that dies at each of `points`, and looks at what is left; then once to its end.
 async fn die_at(inner: &str, test: &TestHost, points: &[usize], states: &[&str]) {
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut went_on) = (BTreeSet::new(), 0);
     for (number, point) in points.iter().chain(&[usize::MAX]).enumerate() {
         let died = support::run_until_death(inner, test, *point);
+        // A monitor that outlives the process is gone on with: every other time it does not.
+        if number % 2 == 0 {
+            support::kill_monitors_of(&test.data());
+        }
         let host = test.open().await;
+        for info in host.list().await.unwrap() {
+            if info.state == SandboxState::Running {
+                let state = go_on(&host, &info.id).await;
+                assert!(states.contains(&state.as_str()), "{state:?} goes on after a death at point {point}");
+                went_on += 1;
+            }
+        }
         assert_eq!(check_whole(test, &host).await, 1, "after a death at point {point}");
         // Every byte was just read. That a guest goes on from them is seen at some of the points, as it takes long.
         if number % 6 == 5 || !died {
@@ -50,7 +62,18 @@ async fn die_at(inner: &str, test: &TestHost, points: &[usize], states: &[&str])
         }
         host.close().await.unwrap();
     }
-    println!("{inner} died at {} points; seen: {seen:?}", points.len());
+    println!("{inner} died at {} points; seen: {seen:?}; {went_on} went on", points.len());
+}
+
+/// Takes up a sandbox that runs, and answers its state; it then goes back to its latest snapshot.
+async fn go_on(host: &Host, id: &SandboxId) -> String {
+    let sandbox = host.running(id).await.unwrap();
+    let state = read(&sandbox).await;
+    drop(sandbox);
+    while host.get(id).await.unwrap().state != SandboxState::Paused {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    state
 }
 
 /// A host with one sandbox, paused in the state "old".

@@ -90,7 +90,7 @@ async fn twenty_one_after_the_other_leave_nothing() {
     let while_open = HostState::of(&test.data());
     for round in 0..20 {
         // The two ways to create one; booting takes several times as long in an emulated machine.
-        let sandbox = match round % 4 {
+        let sandbox = match round % 10 {
             0 => small(&host).await,
             _ => base::sandbox(&test, &host).await,
         };
@@ -161,6 +161,8 @@ fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
     let ids = support::run_and_kill("inner::two_sandboxes_until_killed", &test);
     let [paused, unsaved] = ids.as_slice() else { panic!("{ids:?}") };
     before.assert_differs(&HostState::of(&test.data()), "device-mapper");
+    // Were they to live, they would be gone on with.
+    support::kill_monitors_of(&test.data());
 
     runtime.block_on(async {
         let host = test.open().await;
@@ -178,7 +180,7 @@ fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
 
 /// Whoever serves a guest's faults may go while the kernel waits for a page on the guest's behalf.
 #[test]
-fn a_monitor_whose_program_is_killed_ends_in_the_midst_of_faults() {
+fn a_monitor_whose_program_and_pager_are_killed_ends_in_the_midst_of_faults() {
     let test = TestHost::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async { test.open().await.close().await.unwrap() });
@@ -186,6 +188,9 @@ fn a_monitor_whose_program_is_killed_ends_in_the_midst_of_faults() {
     for round in 0..2 {
         let told = support::run_and_kill("inner::a_guest_that_faults_until_killed", &test);
         let [pid] = told.as_slice() else { panic!("{told:?}") };
+        for pager in support::pagers(&test.data()) {
+            support::kill(&pager);
+        }
         support::eventually(&format!("monitor {pid} of round {round} is gone"), || {
             !std::path::Path::new(&format!("/proc/{pid}")).exists()
         });

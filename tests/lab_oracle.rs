@@ -242,11 +242,11 @@ async fn check_branch(parent: &Sandbox, model: &Model) -> Result<(), Error> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twelve_generations_agree_with_the_model_with_one_vcpu() {
-    generations(1, 12, 1).await;
+async fn ten_generations_agree_with_the_model_with_one_vcpu() {
+    generations(1, 10, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thirty_generations_agree_with_the_model_with_two_vcpus() {
-    generations(2, 30, 6).await;
+async fn twenty_generations_agree_with_the_model_with_two_vcpus() {
+    generations(2, 20, 6).await;
 }

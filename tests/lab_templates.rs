@@ -204,7 +204,7 @@ async fn memory_comes_back_in_every_mode() {
     let template = paused.to_template("t").await.unwrap();
     let file = RestoreOptions { mode: RestoreMode::File, ..RestoreOptions::default() };
     let sandbox = resume(paused, file).await;
-    assert!(sandbox.fault_stats().is_none(), "a file is mapped by the kernel alone");
+    assert!(sandbox.fault_stats().await.is_none(), "a file is mapped by the kernel alone");
     count(&sandbox).await;
     // What was mapped from a file is paused as a diff of it, and then is in two layers.
     let paused = pause(sandbox).await;
@@ -219,7 +219,7 @@ async fn memory_comes_back_in_every_mode() {
     // The first child teaches what a resume needs; the next one, alone again, is given that ahead.
     let cold = one(&template).await;
     run(&cold, "true").await;
-    let cold_stats = cold.fault_stats().unwrap();
+    let cold_stats = cold.fault_stats().await.unwrap();
     assert_eq!(cold_stats.prefetched, 0);
     cold.destroy().await.unwrap();
     let kept = test.data().join("templates/t/snapshots/1/working-set");
@@ -231,14 +231,14 @@ async fn memory_comes_back_in_every_mode() {
     }
     let warm = one(&template).await;
     run(&warm, "true").await;
-    let warm_stats = warm.fault_stats().unwrap();
+    let warm_stats = warm.fault_stats().await.unwrap();
     println!("cold: {cold_stats:?}\nwarm: {warm_stats:?}");
     assert!(warm_stats.prefetched > 0);
     assert!(warm_stats.faults < cold_stats.faults, "{} and {}", warm_stats.faults, cold_stats.faults);
     // A second child beside it finds in the cache what the first one brought.
     let sibling = one(&template).await;
     run(&sibling, "true").await;
-    let shared = sibling.fault_stats().unwrap();
+    let shared = sibling.fault_stats().await.unwrap();
     println!("sibling: {shared:?}");
     assert!(shared.faults < cold_stats.faults);
     // A working set that is no such file is not needed, and who shares nothing has it all to fetch.
@@ -246,7 +246,7 @@ async fn memory_comes_back_in_every_mode() {
     let alone = RestoreOptions { share_memory: false, ..RestoreOptions::default() };
     let again = spawn(template.builder().restore(alone), 1).await.remove(0);
     run(&again, "true").await;
-    assert!(again.fault_stats().unwrap().bytes_copied > shared.bytes_copied);
+    assert!(again.fault_stats().await.unwrap().bytes_copied > shared.bytes_copied);
     for sandbox in [warm, sibling, again] {
         sandbox.destroy().await.unwrap();
     }

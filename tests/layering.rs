@@ -9,16 +9,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("wrenn-vmm", &["wrenn-base"]),
     ("wrenn-uffd", &["wrenn-base"]),
     ("wrenn-storage", &["wrenn-base"]),
+    ("wrenn-pager", &["wrenn-base", "wrenn-uffd", "wrenn-storage"]),
     ("wrenn-net", &["wrenn-base"]),
     ("wrenn-agent-api", &["wrenn-base"]),
     ("wrenn-agent", &["wrenn-agent-api"]),
     ("wrenn-monitor", &["wrenn-base", "wrenn-vmm"]),
     (
         "wrenn-core",
-        &["wrenn-base", "wrenn-vmm", "wrenn-uffd", "wrenn-storage", "wrenn-net", "wrenn-agent-api"],
+        &["wrenn-base", "wrenn-vmm", "wrenn-pager", "wrenn-storage", "wrenn-net", "wrenn-agent-api"],
     ),
     ("wrenn-cli", &["wrenn-core"]),
-    ("wrenn", &["wrenn-core", "wrenn-monitor"]),
+    ("wrenn", &["wrenn-core", "wrenn-monitor", "wrenn-pager"]),
 ];
 
 /// Crates that only the edges of the workspace may know: core knows neither HTTP servers nor databases.

@@ -24,12 +24,16 @@ pub(crate) async fn sandbox_with(
     host: &Host,
     choose: impl FnOnce(TemplateBuilder) -> TemplateBuilder,
 ) -> Sandbox {
-    let shared = shared().await;
-    copy_tree(&shared, &test.data().join("templates").join(NAME));
+    template(test).await;
     let template = host.template(NAME).expect("a good name");
     let spawned = choose(template.builder()).spawn(1).await.expect("the sandbox comes up").remove(0);
     template.delete().await.expect("its children have what they need");
     spawned
+}
+
+/// Puts the template of such sandboxes into a host's data, where it is called "base".
+pub(crate) async fn template(test: &TestHost) {
+    copy_tree(&shared().await, &test.data().join("templates").join(NAME));
 }
 
 /// Where the template is, which is made unless it is there.

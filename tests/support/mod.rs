@@ -6,6 +6,7 @@
 pub(crate) mod base;
 pub(crate) mod crash;
 pub(crate) mod elsewhere;
+pub(crate) mod small;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -86,7 +87,8 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 /// Everything that the sandboxes of one host put on a machine, as sorted lines: equal before and after, or something
-/// leaked. Other tests run beside this one, so only what bears the host's id or lies in its directory is looked at;
+/// leaked. What belongs to the host's pager is left out: it is there from the first restore until the host is closed, which
+/// `tests/lab_recovery.rs` looks at. Other tests run beside this one, so only what bears the host's id or lies in its directory is looked at;
 /// `lab/left-behind` looks at the whole machine when all tests have run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostState {
@@ -123,20 +125,26 @@ impl HostState {
         for table in nft_tables() {
             add("nft", table);
         }
-        for cgroup in cgroups(&id) {
+        for cgroup in cgroups(&id).into_iter().filter(|path| !path.ends_with("pager")) {
             add("cgroup", cgroup.display().to_string());
         }
         for root in [data, &Path::new("/run/wrenn-test").join(&id), &Path::new("/run/wrenn").join(&id)] {
-            for file in files_below(root) {
+            let pagers = |path: &PathBuf| path.ends_with("pager.sock") || path.ends_with("pager.log");
+            for file in files_below(root).into_iter().filter(|path| !pagers(path)) {
                 add("file", file.display().to_string());
             }
         }
-        for (pid, command) in monitors() {
+        for (pid, command) in monitors().into_iter().filter(|(_, command)| command != PAGER) {
             add("own process", format!("{pid} {command}"));
         }
         add("own threads", threads().join(" "));
         add("own descriptors", descriptors().join(" "));
         Self { lines }
+    }
+
+    /// How many things of a kind there are.
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        self.lines.iter().filter(|line| line.split(' ').next() == Some(kind)).count()
     }
 
     /// Fails with what is new and what is gone, if anything is.
@@ -222,9 +230,15 @@ fn files_below(root: &Path) -> Vec<PathBuf> {
 fn threads() -> Vec<String> {
     let comm = |id: String| read(&format!("/proc/self/task/{id}/comm"));
     let mut threads: Vec<String> = names("/proc/self/task").into_iter().map(comm).collect();
-    threads.retain(|name| !name.starts_with("tokio-"));
+    threads.retain(|name| !name.starts_with("tokio-") && name != PAGER);
     threads.sort();
     threads
+}
+
+/// How many pagers this process talks to: it has a thread for each.
+fn pagers_in_use() -> usize {
+    let comm = |id: String| read(&format!("/proc/self/task/{id}/comm"));
+    names("/proc/self/task").into_iter().map(comm).filter(|name| name == PAGER).count()
 }
 
 /// What this process has open, apart from the runtime's own and the directory being listed.
@@ -238,7 +252,40 @@ fn descriptors() -> Vec<String> {
         .filter(|path| !path.starts_with("/proc/"))
         .collect();
     open.sort();
+    // The connection that keeps a pager, and its copy for the thread that waits for its end.
+    for _ in 0..pagers_in_use() * 2 {
+        if let Some(index) = open.iter().position(|path| path == "socket") {
+            open.remove(index);
+        }
+    }
     open
+}
+
+/// What the process that pages memory in is called, and the thread that waits for it.
+const PAGER: &str = "wrenn-pager";
+
+/// The pager of the host in `data`, by what it writes its messages to.
+pub(crate) fn pagers(data: &Path) -> Vec<String> {
+    let log = data.join("pager.log");
+    let numeric = names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    let is_its = |pid: &String| {
+        read(&format!("/proc/{pid}/comm")) == PAGER
+            && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
+    };
+    numeric.filter(is_its).collect()
+}
+
+/// Kills the monitors that the processes before told to be running in `data`, and waits until they are gone.
+pub(crate) fn kill_monitors_of(data: &Path) {
+    for journal in
+        files_below(&data.join("sandboxes")).into_iter().filter(|path| path.ends_with("running.json"))
+    {
+        let text = read(&journal.display().to_string());
+        let (_, rest) = text.split_once(r#""monitor":{"pid":"#).expect("a journal tells its monitor");
+        let pid = rest.split(',').next().expect("a number");
+        kill(pid);
+        eventually(&format!("monitor {pid} is gone"), || !Path::new(&format!("/proc/{pid}")).exists());
+    }
 }
 
 /// Kills a process; false if there is none.
@@ -280,7 +327,7 @@ pub(crate) fn is_masked(device: &str) -> bool {
     std::env::var_os(MASKED).is_some_and(|masked| masked == device)
 }
 
-const KILLED: &str = "WRENN_TEST_TO_BE_KILLED";
+pub(crate) const KILLED: &str = "WRENN_TEST_TO_BE_KILLED";
 
 /// Runs the test `name` of this binary in a process of its own, kills it once it is ready, and returns the ids it told.
 pub(crate) fn run_and_kill(name: &str, test: &TestHost) -> Vec<String> {

@@ -4,6 +4,8 @@
 //! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network
 //! go, and before the fault server stops, so that it never hangs in a page fault nobody serves.
 
+mod takeover;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -21,13 +23,14 @@ use crate::configure::configure;
 use crate::containment::copy_in;
 use crate::error::Cause;
 use crate::host::HostInner;
+use crate::journal::JournalFile;
 use crate::layout::SandboxDirs;
 use crate::lifecycle::Step;
 use crate::lifetime::Clock;
 use crate::machine::Live;
-use crate::metrics::{self, Operation, phase};
+use crate::metrics::{Operation, phase};
 use crate::network::Network;
-use crate::paging::{Begun, Paging, ReadAhead, Reserved};
+use crate::paging::{Paging, Reserved};
 use crate::preflight::devices;
 use crate::registry::Entry;
 use crate::restore::{RestoreMode, RestoreOptions, Stopwatch};
@@ -60,7 +63,7 @@ pub(crate) struct Assembly {
     data_step: Option<StepId>,
     watch: Stopwatch,
     /// What it is built for.
-    operation: Operation,
+    pub(crate) operation: Operation,
 }
 
 impl Assembly {
@@ -99,10 +102,14 @@ impl Assembly {
     pub(crate) async fn adopt(&mut self, stored: &Stored) -> Result<Stored, Cause> {
         self.data_dir().await?;
         checkpoint("spawn.data-made")?;
-        let (store, stored) = (self.identity.dirs.store.clone(), stored.clone());
+        let (dirs, stored) = (self.identity.dirs.clone(), stored.clone());
         let own = blocking(move || {
-            let memory = stored.memory.link_into(&store.open_layers()?)?;
-            Ok::<_, Cause>(Stored { memory, ..stored })
+            let memory = stored.memory.link_into(&dirs.store.open_layers()?)?;
+            // For whoever has to open it anew before this sandbox has a snapshot of its own.
+            let manifest = dirs.store.origin();
+            fs::hard_link(&stored.manifest, &manifest)
+                .map_err(|source| Cause::io("link", &manifest, source))?;
+            Ok::<_, Cause>(Stored { memory, manifest, ..stored })
         })
         .await?;
         checkpoint("spawn.layers-linked")?;
@@ -116,23 +123,25 @@ impl Assembly {
         let image = from.image(&self.host.images)?;
         // Reading files takes longer than making all the rest, so it goes on beside that: memory as far as it is known
         // what the guest needs first, and state and disk to their ends, before which the guest does not run.
-        let (host, stored, ahead) = (Arc::clone(&self.host), from.clone(), ReadAhead::new(&mut self.undo));
-        let memory = async {
+        let (host, stored) = (Arc::clone(&self.host), from.clone());
+        let paging = Reserved::new(&self.identity.id, &mut self.undo);
+        let paging = async {
             match options.mode {
-                RestoreMode::Uffd => blocking(move || ahead.begin(&host, &stored, options)).await.map(Some),
+                RestoreMode::Uffd => {
+                    blocking(move || paging.begin(&host.pagers, &stored, options)).await.map(Some)
+                }
                 RestoreMode::File => Ok(None),
             }
         };
         let stored = from.clone();
         let verified = blocking(move || stored.verify());
-        let (memory, verified, ready) =
-            tokio::join!(memory, verified, self.restore_parts(image, from, options.mode));
+        let (paging, verified, parts) =
+            tokio::join!(paging, verified, self.restore_parts(image, from, options.mode));
         verified?;
-        let (parts, fault_server) = ready?;
+        let (parts, paging) = (parts?, paging?.map(Arc::new));
         self.watch.monitor_is_ready();
         let operation = self.operation;
-        let loading = self.load(&parts, from, options, memory?, fault_server);
-        let paging = phase(operation, "load", loading).await?;
+        phase(operation, "load", self.load(&parts, from, options, paging.as_ref())).await?;
         self.watch.is_loaded();
         checkpoint("resume.loaded")?;
         let watch = std::mem::replace(&mut self.watch, Stopwatch::start());
@@ -148,7 +157,7 @@ impl Assembly {
         image: Image,
         from: &Stored,
         mode: RestoreMode,
-    ) -> Result<(Parts, Reserved), Cause> {
+    ) -> Result<Parts, Cause> {
         let shown = match mode {
             RestoreMode::Uffd => Vec::new(),
             RestoreMode::File => vec![show_layer(from)?],
@@ -159,11 +168,9 @@ impl Assembly {
         checkpoint("resume.disk")?;
         let slot = self.network().await?;
         checkpoint("resume.network")?;
-        let fault_server = Reserved::new(&mut self.undo);
         let (monitor, reads_memory) = self.monitor(&disk, &slot, shown).await?;
         checkpoint("resume.monitor")?;
-        let parts = Parts { monitor, disk, image: from.record.image.clone(), slot, reads_memory };
-        Ok((parts, fault_server))
+        Ok(Parts { monitor, disk, image: from.record.image.clone(), slot, reads_memory })
     }
 
     /// Has the monitor load the snapshot and run it.
@@ -172,22 +179,18 @@ impl Assembly {
         parts: &Parts,
         from: &Stored,
         options: RestoreOptions,
-        memory: Option<Begun>,
-        fault_server: Reserved,
-    ) -> Result<Option<Paging>, Cause> {
-        let mut paging = None;
+        paging: Option<&Arc<Paging>>,
+    ) -> Result<(), Cause> {
         let (dirs, saved) = (self.identity.dirs.clone(), from.file(STATE));
         let state = blocking(move || copy_in(&dirs, &saved, LOADED_STATE)).await?;
         parts.monitor.give(&state)?;
         let loaded = state.clone();
-        let backend = match memory {
+        let backend = match paging.cloned() {
             None => flat_layer(from)?,
-            Some(begun) => {
+            Some(paging) => {
                 let socket = self.identity.dirs.fault_socket();
-                let (from, cached) = (from.clone(), parts.reads_memory);
-                let end = (socket.clone(), parts.monitor.killer());
-                let start = move || fault_server.start(&from, options, begun, cached, end);
-                paging = Some(blocking(start).await?);
+                let (at, cached, killer) = (socket.clone(), parts.reads_memory, parts.monitor.killer());
+                blocking(move || paging.serve(&at, cached, killer)).await?;
                 parts.monitor.give(&socket)?;
                 socket
             }
@@ -210,11 +213,14 @@ impl Assembly {
         };
         // The monitor has read it, or never will.
         let _ = blocking(move || fs::remove_file(loaded)).await;
+        let (Err(error), Some(paging)) = (&result, paging.cloned()) else { return Ok(result?) };
         // Of a fault server that failed the monitor knows only that it is gone.
-        let failure = paging.as_ref().and_then(Paging::failure).cloned();
-        match (result, failure) {
-            (Err(_), Some(source)) => Err(Cause::Paging { id: self.identity.id.clone(), source }),
-            (result, _) => Ok(result.map(|()| paging)?),
+        match blocking(move || paging.failure()).await {
+            Some(why) => Err(Cause::Paging { id: self.identity.id.clone(), why }),
+            None => {
+                tracing::debug!(%error, "a snapshot was not loaded");
+                Ok(result?)
+            }
         }
     }
 
@@ -226,27 +232,28 @@ impl Assembly {
     /// The directory of a new sandbox's durable data.
     async fn data_dir(&mut self) -> Result<(), Cause> {
         let dir = self.identity.dirs.store.path().to_owned();
-        self.data_step = Some(self.directory("the sandbox's data directory", dir).await?);
+        self.data_step = Some(self.directory("the sandbox's data directory", dir, 0o700).await?);
         Ok(())
     }
 
     /// The directories of the running sandbox: for sockets, and for what its monitor writes.
     async fn run_dir(&mut self) -> Result<(), Cause> {
         let dir = self.identity.dirs.run().to_owned();
-        self.directory("the sandbox's runtime directory", dir).await?;
-        let exchange = self.identity.dirs.exchange();
-        self.directory("the directory of the monitor's files", exchange.clone()).await?;
+        self.directory("the sandbox's runtime directory", dir, 0o711).await?;
         // The monitor finds what it is told of, and can neither list nor change what is there.
-        fs::set_permissions(&exchange, Permissions::from_mode(0o711))
-            .map_err(|source| Cause::io("open up", &exchange, source))
+        let exchange = self.identity.dirs.exchange();
+        self.directory("the directory of the monitor's files", exchange, 0o711).await.map(drop)
     }
 
-    async fn directory(&mut self, what: &'static str, dir: PathBuf) -> Result<StepId, Cause> {
+    /// Makes a directory, unless it is there.
+    async fn directory(&mut self, what: &'static str, dir: PathBuf, mode: u32) -> Result<StepId, Cause> {
         let reaper = self.host.reaper.clone();
         building(&mut self.undo, &reaper, move |undo| {
             let tree = dir.clone();
             let step = undo.push(what, move |_| Ok(unless_missing(fs::remove_dir_all(tree))?));
-            fs::create_dir_all(&dir).map_err(|source| Cause::io("create", &dir, source))?;
+            fs::create_dir_all(&dir)
+                .and_then(|()| fs::set_permissions(&dir, Permissions::from_mode(mode)))
+                .map_err(|source| Cause::io("create", &dir, source))?;
             Ok(step)
         })
         .await
@@ -276,7 +283,6 @@ impl Assembly {
         let reaper = self.host.reaper.clone();
         let taken = building(&mut self.undo, &reaper, move |undo| {
             let slot = host.slots().take(&policy.egress, undo)?;
-            metrics::slots_ready(host.slots().ready());
             if policy.bandwidth.is_some() {
                 slot.set_bandwidth(policy.bandwidth)?;
             }
@@ -310,7 +316,7 @@ impl Assembly {
         Ok((monitor, reads_memory))
     }
 
-    fn live(&self, parts: Parts, paging: Option<Paging>, restored: Option<Stopwatch>) -> Live {
+    fn live(&self, parts: Parts, paging: Option<Arc<Paging>>, restored: Option<Stopwatch>) -> Live {
         let Parts { monitor, disk, image, slot, reads_memory } = parts;
         let contact = restored.as_ref().map(|watch| watch.contact.clone()).unwrap_or_default();
         let identity = self.identity.clone();
@@ -331,6 +337,7 @@ impl Assembly {
             restored,
             reads_memory,
             clock,
+            journal: JournalFile::new(&self.identity.dirs),
             expired: OnceLock::new(),
         }
     }

@@ -8,6 +8,7 @@ use wrenn_base::{Bytes, ImageName, MiB, SandboxId};
 use wrenn_net::{Bandwidth, EgressPolicy};
 
 use crate::assembly::Identity;
+use crate::disk_limit::DiskLimit;
 use crate::error::Error;
 use crate::host::Host;
 use crate::lifetime::{Lifetime, OnTimeout};
@@ -35,6 +36,7 @@ impl SandboxBuilder {
             vcpus: DEFAULT_VCPUS,
             memory: DEFAULT_MEMORY,
             disk: None,
+            disk_limit: None,
             env: BTreeMap::new(),
             network: NetworkPolicy::default(),
             lifetime: Lifetime::default(),
@@ -59,6 +61,12 @@ impl SandboxBuilder {
     /// The size of the root disk, at least the image's, which it is where not set. The guest's file system grows into it.
     pub fn disk_size(mut self, size: Bytes) -> Self {
         self.spec.disk = Some(size);
+        self
+    }
+
+    /// Bounds how fast the guest may use its root disk; no bound where not set.
+    pub fn disk_limit(mut self, limit: DiskLimit) -> Self {
+        self.spec.disk_limit = Some(limit);
         self
     }
 

@@ -25,8 +25,7 @@ use crate::layout::StoreDir;
 use crate::machine::Live;
 use crate::memory::{self, Saved};
 use crate::metrics;
-use crate::spec::SandboxSpec;
-use crate::step::{blocking, checkpoint};
+use crate::step::{blocking, checkpoint, unless_missing};
 use crate::stored::{DISK, MEMORY, Record, STATE, SnapshotKind, Stored, WORKING_SET};
 
 /// Captures the guest as generation `generation`: a diff on `base`, or everything where there is none.
@@ -108,20 +107,16 @@ pub(crate) fn commit(
         // It is there: what fails now is no failure of the snapshot.
         tracing::warn!(error = %e, "after a snapshot was committed");
     });
-    Ok(Stored { snapshot, record, memory: imported.image })
+    let manifest = snapshot.file(MEMORY);
+    Ok(Stored { snapshot, record, memory: imported.image, manifest })
 }
 
 fn record(live: &Live, kind: SnapshotKind, memory_written: Bytes) -> Record {
-    let identity = live.identity.clone();
     Record {
-        id: identity.id,
-        spec: SandboxSpec {
-            network: live.network.policy(),
-            lifetime: live.clock.lifetime(),
-            ..identity.spec
-        },
+        id: live.identity.id.clone(),
+        spec: live.current_spec(),
         image: live.image.clone(),
-        token: identity.token,
+        token: live.identity.token.clone(),
         kind,
         memory_written,
     }
@@ -150,6 +145,9 @@ pub(crate) fn sync_disk(device: &Path, cow: &Path) -> Result<(), Cause> {
 /// Removes the snapshots that `keep` replaced, and the layers that only they referred to.
 pub(crate) fn prune(store: &StoreDir, keep: &Stored) -> Result<(), Cause> {
     store.snapshots().prune(keep.snapshot.generation())?;
+    // What it began with, if that was another's, is in it.
+    let origin = store.origin();
+    unless_missing(fs::remove_file(&origin)).map_err(|source| Cause::io("remove", &origin, source))?;
     drop_orphaned_layers(store, Some(&keep.memory))
 }
 

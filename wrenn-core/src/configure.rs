@@ -7,6 +7,7 @@ use wrenn_vmm::api::{BootSource, CacheType, Drive, EntropyDevice, MachineConfig,
 use wrenn_vmm::{MonitorProcess, ROOT_DISK_PATH};
 
 use crate::assembly::Identity;
+use crate::disk_limit::DiskLimit;
 use crate::error::Cause;
 use crate::spec::SandboxSpec;
 
@@ -18,7 +19,7 @@ pub(crate) async fn configure(
     slot: &Slot,
     track_dirty_pages: bool,
 ) -> Result<(), Cause> {
-    let SandboxSpec { vcpus, memory, .. } = &identity.spec;
+    let SandboxSpec { vcpus, memory, disk_limit, .. } = &identity.spec;
     let client = monitor.client();
     client
         .put_machine_config(&MachineConfig {
@@ -44,6 +45,7 @@ pub(crate) async fn configure(
             is_read_only: Some(false),
             // A guest's `sync` reaches the disk.
             cache_type: Some(CacheType::Writeback),
+            rate_limiter: disk_limit.map(DiskLimit::limiter),
             ..Drive::default()
         })
         .await?;

@@ -114,8 +114,13 @@ impl Cells {
         let mut containment = Containment::new(self.policy.first_user.saturating_add(slot.index().into()));
         containment.readable = readable;
         containment.writable = vec![dirs.exchange()];
-        containment.cgroup = self.cgroups.clone().map(|tree| (tree, limits(spec)));
+        containment.cgroup = self.cgroup_of(spec);
         Some(containment)
+    }
+
+    /// Where the cgroup of such a sandbox's monitor is, and its limits.
+    pub(crate) fn cgroup_of(&self, spec: &SandboxSpec) -> Option<(CgroupTree, Limits)> {
+        self.cgroups.clone().map(|tree| (tree, limits(spec)))
     }
 }
 
@@ -197,6 +202,7 @@ mod tests {
             vcpus: 1,
             memory: MiB(256),
             disk: None,
+            disk_limit: None,
             env: BTreeMap::new(),
             network: NetworkPolicy::default(),
             lifetime: Lifetime::default(),

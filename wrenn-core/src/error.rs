@@ -8,14 +8,13 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_agent_api::AgentError;
 use wrenn_base::{Bytes, ImageName, InvalidId, SandboxId, TemplateName, UndoFailure};
 use wrenn_net::NetError;
+use wrenn_pager::PagerError;
 use wrenn_storage::{Digest, DiskError, ImageError, MemoryError, SnapshotError};
-use wrenn_uffd::UffdError;
 use wrenn_vmm::VmmError;
 
 use crate::lifetime::OnTimeout;
@@ -142,6 +141,12 @@ pub enum Cause {
         /// The id.
         id: SandboxId,
     },
+    /// No sandbox of that id runs here.
+    #[error("no sandbox {id} is running; if it is paused, resume it")]
+    NotRunning {
+        /// The id.
+        id: SandboxId,
+    },
     /// No template of that name is stored here.
     #[error("there is no template {name} in this data directory")]
     NoSuchTemplate {
@@ -235,12 +240,12 @@ pub enum Cause {
         console: String,
     },
     /// Guest memory could not be paged in.
-    #[error("the guest of sandbox {id} was ended because its memory could not be paged in")]
+    #[error("the guest of sandbox {id} was ended because its memory could not be paged in: {why}")]
     Paging {
         /// The sandbox.
         id: SandboxId,
         /// Why.
-        source: Arc<UffdError>,
+        why: String,
     },
     /// Something was left behind; see [`Error::cleanup`].
     #[error("{what}: some of its resources could not be removed")]
@@ -265,9 +270,9 @@ pub enum Cause {
     /// The guest's memory could not be read out of its monitor.
     #[error(transparent)]
     GuestMemory(#[from] wrenn_vmm::MemoryError),
-    /// The fault server could not be set up.
+    /// The process that pages memory in could not be found, started or reached, or could not open the memory.
     #[error(transparent)]
-    Uffd(#[from] UffdError),
+    Pager(#[from] PagerError),
     /// The network slot could not be made.
     #[error(transparent)]
     Net(#[from] NetError),

@@ -1,11 +1,15 @@
 //! A sandbox's files.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use wrenn_agent_api::{FileStream, GuestPath, Upload};
+use futures_util::{Stream, StreamExt as _};
+use wrenn_agent_api::{GuestPath, Upload};
 
-use crate::error::Error;
+use crate::error::{Cause, Error};
+use crate::lifetime::Activity;
 use crate::machine::Live;
 
 /// The files of a sandbox; made by [`Sandbox::files`](crate::Sandbox::files).
@@ -43,7 +47,9 @@ impl Files {
     /// # Errors
     /// It is not there or is no plain file.
     pub async fn open(&self, path: impl Into<GuestPath>) -> Result<FileStream, Error> {
-        self.live.ask(self.live.agent.read_file(path)).await
+        let activity = self.live.activity();
+        let stream = self.live.ask(self.live.agent.read_file(path)).await?;
+        Ok(FileStream { stream, _activity: activity })
     }
 
     /// Writes a file: bytes at hand, or an [`Upload`] stream of any length. Missing directories are made.
@@ -55,5 +61,47 @@ impl Files {
     pub async fn write(&self, path: impl Into<GuestPath>, contents: impl Into<Upload>) -> Result<(), Error> {
         let agent = &self.live.agent;
         self.live.ask(async { agent.write_file(path, contents).await.map(drop) }).await
+    }
+}
+
+/// The contents of a guest's file, piece by piece: a [`Stream`]. As long as it is kept, its sandbox is not idle.
+///
+/// A reader that takes its time slows nothing but the reading.
+pub struct FileStream {
+    stream: wrenn_agent_api::FileStream,
+    _activity: Activity,
+}
+
+impl FileStream {
+    /// The file's length in bytes, where the guest knows it (it does not for files of `/proc`).
+    pub fn len(&self) -> Option<u64> {
+        self.stream.len()
+    }
+
+    /// Whether the file is known to be empty.
+    pub fn is_empty(&self) -> bool {
+        self.stream.is_empty()
+    }
+
+    /// The rest of the contents in one piece, if they are no more than `limit` bytes.
+    ///
+    /// # Errors
+    /// They are more, or the guest ended.
+    pub async fn collect(self, limit: usize) -> Result<Bytes, Error> {
+        Ok(self.stream.collect(limit).await.map_err(Cause::from)?)
+    }
+}
+
+impl Stream for FileStream {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.poll_next_unpin(context).map(|next| next.map(|piece| Ok(piece.map_err(Cause::from)?)))
+    }
+}
+
+impl std::fmt::Debug for FileStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileStream").field("len", &self.len()).finish_non_exhaustive()
     }
 }

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wrenn_base::{ImageName, Reaper, SandboxId, TemplateName, UndoList};
+use wrenn_base::{ImageName, Reaper, SandboxId, TemplateName, UndoFailure, UndoList};
 use wrenn_net::SlotPool;
 use wrenn_storage::{GuestFiles, ImageRegistry, RootDisks};
 use wrenn_vmm::MonitorProgram;
 
 use crate::builder::SandboxBuilder;
-use crate::caches::PageCaches;
 use crate::compaction::Compactions;
 use crate::containment::Cells;
 use crate::error::{Cause, Error};
@@ -20,9 +19,10 @@ use crate::layout::Layout;
 use crate::lifecycle::SandboxState;
 use crate::machine::{Live, UNDO_LIMIT};
 use crate::opening::HostBuilder;
+use crate::paging::Pagers;
 use crate::paused::PausedSandbox;
 use crate::registry::Registry;
-use crate::step::{blocking, undo_all};
+use crate::step::blocking;
 use crate::template::{self, Template};
 use crate::templates_in_use::TemplatesInUse;
 
@@ -49,7 +49,7 @@ pub(crate) struct HostInner {
     pub(crate) slots: Option<SlotPool>,
     pub(crate) registry: Registry,
     pub(crate) templates: TemplatesInUse,
-    pub(crate) caches: PageCaches,
+    pub(crate) pagers: Pagers,
     pub(crate) compactions: Compactions,
     pub(crate) monitor: MonitorProgram,
     pub(crate) cells: Cells,
@@ -77,6 +77,24 @@ impl HostInner {
         });
     }
 
+    /// Takes everything from the machine that the host has there, or lets go of it where sandboxes are to run on, which
+    /// stand on it. Blocks.
+    fn end(&self, slots: SlotPool, undo: UndoList) -> Vec<UndoFailure> {
+        let leaves = self.registry.abandon_all();
+        if !self.reaper.wait_idle(UNDO_LIMIT) {
+            tracing::warn!("what the last sandboxes stood on is still being removed");
+        }
+        // After the last sandbox that it served, and before the cgroup that it is in.
+        self.pagers.close();
+        if leaves {
+            undo.commit();
+            return slots.leave(UNDO_LIMIT);
+        }
+        let mut failures = slots.close(UNDO_LIMIT);
+        failures.extend(undo.run(UNDO_LIMIT));
+        failures
+    }
+
     pub(crate) fn guest_files(&self) -> Result<GuestFiles, Cause> {
         Ok(GuestFiles::open(&self.data)?)
     }
@@ -85,13 +103,12 @@ impl HostInner {
 impl Drop for HostInner {
     /// Waits for the reaper: a program that ends, perhaps on an error, would else leave its last monitors behind.
     fn drop(&mut self) {
-        self.registry.abandon_all();
         // Its watch over timeouts ends.
         self.registry.look_anew();
-        drop(self.slots.take());
-        drop(self.undo.take());
-        if !self.reaper.wait_idle(UNDO_LIMIT) {
-            tracing::warn!("what the last sandboxes stood on is still being removed");
+        // Nothing is left of a host that was closed.
+        let (Some(slots), Some(undo)) = (self.slots.take(), self.undo.take()) else { return };
+        for failure in self.end(slots, undo) {
+            tracing::warn!(step = %failure.what, error = %failure.source, "could not be removed at the host's end");
         }
     }
 }
@@ -161,7 +178,8 @@ impl Host {
     }
 
     /// Closes the host: waits until everything that was being removed is gone, then removes what the host itself
-    /// put on the machine.
+    /// put on the machine. Sandboxes that are to run on ([`ShutdownPolicy::LeaveRunning`](crate::ShutdownPolicy), or found
+    /// running and never asked for) are left with what they stand on.
     ///
     /// # Errors
     /// A sandbox or a clone of the host is still there after ten seconds, in which cancelled calls come to their end
@@ -174,13 +192,9 @@ impl Host {
         }
         self.inner.compactions.stop_all().await;
         let mut inner = Arc::into_inner(self.inner).ok_or(Cause::HostInUse)?;
-        inner.registry.abandon_all();
-        let reaper = inner.reaper.clone();
-        blocking(move || reaper.wait_idle(UNDO_LIMIT)).await;
         let slots = inner.slots.take().expect("only a drop takes it before");
-        let mut failures = blocking(move || slots.close(UNDO_LIMIT)).await;
         let undo = inner.undo.take().expect("only a drop takes it before");
-        failures.extend(undo_all(undo, UNDO_LIMIT).await);
+        let failures = blocking(move || inner.end(slots, undo)).await;
         Error::from_cleanup("closing the host", failures)
     }
 }

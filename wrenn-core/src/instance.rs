@@ -42,12 +42,18 @@ pub(crate) struct Origin {
 
 impl Instance {
     pub(crate) fn new(machine: Machine, origin: Option<Origin>) -> Self {
-        let dirty_pages_known = origin.is_some();
+        // Of a machine that an earlier process restored nobody knows what became of its monitor's log.
+        let dirty_pages_known = origin.is_some() && machine.live.restored.is_some();
         Self { machine, origin, dirty_pages_known }
     }
 
     pub(crate) fn live(&self) -> &Arc<Live> {
         &self.machine.live
+    }
+
+    /// Lets go of the machine, and leaves it running.
+    pub(crate) fn leave(self) {
+        self.machine.leave();
     }
 
     /// Pauses the guest to disk and takes its machine down, or gives the instance back, its guest running.

@@ -4,6 +4,7 @@ use std::io;
 
 use wrenn_agent_api::AgentError;
 use wrenn_net::NetError;
+use wrenn_pager::PagerError;
 use wrenn_storage::{DiskError, ImageError, MemoryError, SnapshotError};
 use wrenn_vmm::{CgroupError, VmmError};
 
@@ -30,7 +31,9 @@ impl Cause {
             | Self::SandboxBusy { .. }
             | Self::TemplateBusy { .. }
             | Self::TemplateExists { .. } => ErrorKind::Busy,
-            Self::NoSuchSandbox { .. } | Self::NoSuchTemplate { .. } => ErrorKind::NotFound,
+            Self::NoSuchSandbox { .. } | Self::NotRunning { .. } | Self::NoSuchTemplate { .. } => {
+                ErrorKind::NotFound
+            }
             Self::BadHostFile { .. } | Self::BadSnapshot { .. } | Self::OtherImage { .. } => {
                 ErrorKind::Corrupt
             }
@@ -49,7 +52,8 @@ impl Cause {
             Self::Snapshot(e) => snapshot(e),
             Self::Memory(e) => memory(e),
             Self::GuestMemory(wrenn_vmm::MemoryError::Gone) => ErrorKind::GuestEnded,
-            Self::Uffd(_)
+            Self::Pager(PagerError::Program(_)) => ErrorKind::HostUnfit,
+            Self::Pager(_)
             | Self::Io { .. }
             | Self::Port { .. }
             | Self::Listen { .. }

@@ -4,6 +4,9 @@
 //! <data>/host.json                      the host's id
 //! <data>/lock                           held (flock) by the process that has the host open
 //! <data>/images/, <data>/guest/         the image registry and the guest's kernel and initramfs
+//! <data>/pager.log                      messages of the process that serves page faults
+//! <data>/sandboxes/<id>/running.json    the running sandbox, for a process that finds it running
+//! <data>/sandboxes/<id>/origin.manifest the memory that it began with, if that was another's, until it is paused
 //! <data>/sandboxes/<id>/disk.cow        root-disk changes of the running sandbox
 //! <data>/sandboxes/<id>/monitor/         what the running sandbox's monitor writes, until it is moved
 //! <data>/sandboxes/<id>/console.log     the guest's serial console and the monitor's own messages
@@ -12,6 +15,7 @@
 //! <data>/templates/<name>/              layers/ and snapshots/1/, as above
 //! <data>/branches/                      what running sandboxes are branched from, while that goes on
 //! <run>/<host>/<id>/                    sockets of a running sandbox
+//! <run>/<host>/pager.sock               what serves page faults
 //! <run>/<host>/netns/                   network namespaces
 //! ```
 //!
@@ -44,6 +48,15 @@ impl Layout {
 
     pub(crate) fn run(&self) -> &Path {
         &self.run
+    }
+
+    /// Where the pager listens.
+    pub(crate) fn pager_socket(&self) -> PathBuf {
+        self.run.join("pager.sock")
+    }
+
+    pub(crate) fn pager_log(&self) -> PathBuf {
+        self.data.join("pager.log")
     }
 
     /// Where network namespaces get their names.
@@ -101,6 +114,11 @@ impl StoreDir {
         SnapshotStore::new(self.0.join("snapshots"))
     }
 
+    /// The manifest of the memory of a sandbox that was made from another's snapshot, until it has one of its own.
+    pub(crate) fn origin(&self) -> PathBuf {
+        self.0.join("origin.manifest")
+    }
+
     /// Removes all of it; nothing being there is fine.
     pub(crate) fn remove(&self) -> Result<(), Cause> {
         unless_missing(std::fs::remove_dir_all(&self.0))
@@ -122,6 +140,11 @@ impl SandboxDirs {
 
     pub(crate) fn disk(&self) -> PathBuf {
         self.store.path().join("disk.cow")
+    }
+
+    /// What a later process has to know of the running sandbox.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.store.path().join("running.json")
     }
 
     pub(crate) fn console(&self) -> PathBuf {

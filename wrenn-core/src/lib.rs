@@ -27,13 +27,13 @@
 
 mod assembly;
 mod builder;
-mod caches;
 mod capture;
 mod command;
 mod compaction;
 mod configure;
 mod console;
 mod containment;
+mod disk_limit;
 mod error;
 mod events;
 mod expiry;
@@ -41,6 +41,7 @@ mod files;
 mod host;
 mod info;
 mod instance;
+mod journal;
 mod kind;
 mod layout;
 mod lifecycle;
@@ -53,12 +54,12 @@ mod opening;
 mod paging;
 mod paused;
 mod preflight;
+mod recovery;
 mod registry;
 mod restore;
 mod running;
 mod sandbox;
 mod shutdown;
-mod source;
 mod spec;
 mod step;
 mod stored;
@@ -71,9 +72,10 @@ pub use builder::SandboxBuilder;
 pub use command::{Command, CommandStatus, Output, Process};
 pub use compaction::CompactionPolicy;
 pub use containment::ContainmentPolicy;
+pub use disk_limit::DiskLimit;
 pub use error::{Cause, Error, ErrorKind};
 pub use events::{EventKind, Events, EventsLost, SandboxEvent};
-pub use files::Files;
+pub use files::{FileStream, Files};
 pub use host::Host;
 pub use info::SandboxInfo;
 pub use lifecycle::SandboxState;
@@ -89,13 +91,13 @@ pub use stored::SnapshotKind;
 pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};
 pub use usage::Usage;
 
-pub use wrenn_agent_api::{FileStream, GuestPath, ProcessEvent, Signal, Upload};
+pub use wrenn_agent_api::{GuestPath, ProcessEvent, Signal, Upload};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};
 pub use wrenn_net::{
     AllowRule, Bandwidth, BandwidthError, Cidr, EgressError, EgressPolicy, NamePattern, Protocol,
 };
+pub use wrenn_pager::{FaultStats, PagerError, PagerProgram};
 pub use wrenn_storage::{BackendChoice as DiskBackend, ImageUsage};
-pub use wrenn_uffd::FaultStats;
 pub use wrenn_vmm::{Controller, ExitCause, ExitReport, ExitStatus, MonitorProgram};
 
 /// Images, kernels and the files they are made of: what tools that build images need.

@@ -16,21 +16,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use wrenn_agent_api::{AccessToken, AgentClient, AgentError, Init};
-use wrenn_base::{StepId, UndoFailure, UndoList};
+use wrenn_base::{Reaper, StepId, UndoFailure, UndoList};
+use wrenn_pager::FaultStats;
 use wrenn_storage::{Digest, MemoryImage, RootDisk};
-use wrenn_uffd::FaultStats;
 use wrenn_vmm::MonitorProcess;
 
 use crate::assembly::{Assembly, Built, Identity};
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::journal::JournalFile;
 use crate::lifetime::{Activity, Clock, OnTimeout};
-use crate::metrics::{self, Operation, whole};
+use crate::metrics::{Operation, whole};
 use crate::network::Network;
 use crate::paging::Paging;
 use crate::registry::Entry;
 use crate::restore::{RestoreOptions, Stopwatch};
-use crate::step::undo_all;
+use crate::spec::SandboxSpec;
+use crate::step::{blocking, building, undo_all};
 use crate::stored::Stored;
 
 /// How long undoing a whole machine may take.
@@ -49,12 +51,14 @@ pub(crate) struct Live {
     pub(crate) image: Digest,
     pub(crate) network: Network,
     pub(crate) agent: AgentClient,
-    pub(crate) paging: Option<Paging>,
+    pub(crate) paging: Option<Arc<Paging>>,
     /// How that took, where it goes on where a snapshot was taken; nothing where it was booted.
     pub(crate) restored: Option<Stopwatch>,
     /// Whether the monitor lets guest memory be read out of its address space.
     pub(crate) reads_memory: bool,
     pub(crate) clock: Clock,
+    /// What a later process would go by.
+    pub(crate) journal: Arc<JournalFile>,
     /// What its timeout, or the host's end, has made of it.
     pub(crate) expired: OnceLock<OnTimeout>,
 }
@@ -76,7 +80,7 @@ impl Machine {
     /// Boots a fresh machine from the spec's image and waits until its agent answers.
     pub(crate) async fn boot(host: &Arc<HostInner>, identity: Identity) -> Result<Entered, Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::Create);
-        let result = whole(Operation::Create, assembly.boot()).await;
+        let result = whole(assembly.operation, assembly.boot()).await;
         Self::from_assembly(host, assembly, result).await
     }
 
@@ -88,7 +92,7 @@ impl Machine {
         options: RestoreOptions,
     ) -> Result<Entered, Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::Resume);
-        let result = whole(Operation::Resume, assembly.restore(stored, options)).await;
+        let result = whole(assembly.operation, assembly.restore(stored, options)).await;
         Self::from_assembly(host, assembly, result).await
     }
 
@@ -101,11 +105,12 @@ impl Machine {
         options: RestoreOptions,
     ) -> Result<(Entered, MemoryImage), Error> {
         let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::Spawn);
+        let operation = assembly.operation;
         let spawned = async {
             let own = assembly.adopt(stored).await?;
             Ok((assembly.restore(&own, options).await?, own.memory))
         };
-        let (result, memory) = match whole(Operation::Spawn, spawned).await {
+        let (result, memory) = match whole(operation, spawned).await {
             Ok((live, memory)) => (Ok(live), Some(memory)),
             Err(cause) => (Err(cause), None),
         };
@@ -113,7 +118,7 @@ impl Machine {
         Ok((entered, memory.expect("a machine that was restored has adopted its memory")))
     }
 
-    async fn from_assembly(
+    pub(crate) async fn from_assembly(
         host: &HostInner,
         assembly: Assembly,
         result: Result<Live, Cause>,
@@ -136,20 +141,24 @@ impl Machine {
         }
     }
 
+    /// Writes down what a later process has to know to go on with the machine, for as long as it runs; `origin` is the
+    /// generation that it was resumed from, 0 for another's snapshot.
+    pub(crate) async fn keep_journal(&mut self, reaper: &Reaper, origin: Option<u64>) -> Result<(), Cause> {
+        let live = Arc::clone(&self.live);
+        building(&mut self.undo, reaper, move |undo| live.journal.keep(&live, origin, undo)).await
+    }
+
+    /// Lets go of the machine, and leaves it running.
+    pub(crate) fn leave(self) {
+        self.undo.commit();
+    }
+
     /// Ends the guest and removes everything the machine stood on; returns what could not be removed.
     ///
     /// # Cancel safety
     /// A dropped future does not stop the removal.
     pub(crate) async fn dismantle(self) -> Vec<UndoFailure> {
         undo_all(self.undo, UNDO_LIMIT).await
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        if let Some(stats) = self.fault_stats() {
-            metrics::faulted(&stats);
-        }
     }
 }
 
@@ -192,6 +201,15 @@ impl Live {
         let Identity { id, spec, token, .. } = &self.identity;
         let init = Init::now().env(spec.env.clone()).hostname(id.as_str()).token(token.clone());
         if self.restored.is_some() { init.resumed() } else { init }
+    }
+
+    /// What it is by now: as it was asked for, with what was changed since.
+    pub(crate) fn current_spec(&self) -> SandboxSpec {
+        SandboxSpec {
+            network: self.network.policy(),
+            lifetime: self.clock.lifetime(),
+            ..self.identity.spec.clone()
+        }
     }
 
     /// Begins something that keeps the sandbox from being idle.
@@ -251,15 +269,20 @@ impl Live {
         if let Some(then) = self.expired() {
             return Cause::Expired { id, then };
         }
-        match self.paging.as_ref().and_then(Paging::failure) {
-            Some(failure) => Cause::Paging { id, source: Arc::clone(failure) },
+        let failure = match self.paging.clone() {
+            Some(paging) => blocking(move || paging.failure()).await,
+            None => None,
+        };
+        match failure {
+            Some(why) => Cause::Paging { id, why },
             None => Cause::GuestEnded { id, status: report.status.to_string(), console: report.console_tail },
         }
     }
 
-    /// What the fault server has served so far; nothing where the memory was not restored.
-    pub(crate) fn fault_stats(&self) -> Option<FaultStats> {
-        self.paging.as_ref().map(Paging::stats)
+    /// What was paged in so far; nothing where the memory was not restored, or nobody can tell.
+    pub(crate) async fn fault_stats(&self) -> Option<FaultStats> {
+        let paging = self.paging.clone()?;
+        blocking(move || paging.stats()).await
     }
 
     /// To be called when a command was answered.

@@ -5,7 +5,7 @@
 //!
 //! | name | kind | labels |
 //! |---|---|---|
-//! | [`OPERATION_SECONDS`] | histogram | `operation`: create, spawn, resume, pause, snapshot, destroy; `outcome`: ok, error |
+//! | [`OPERATION_SECONDS`] | histogram | `operation`: create, spawn, resume, pause, snapshot, destroy, take_over; `outcome`: ok, error |
 //! | [`PHASE_SECONDS`] | histogram | `operation`; `phase`: disk, network, monitor, load, agent, capture, dismantle; `outcome` |
 //! | [`SANDBOXES`] | gauge | `state`, as [`SandboxState`] has them, but for paused ones, which are files and no more |
 //! | [`SLOTS_READY`] | gauge | |
@@ -20,7 +20,7 @@ use std::time::Instant;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use tracing::Instrument;
 use wrenn_base::Bytes;
-use wrenn_uffd::FaultStats;
+use wrenn_pager::FaultStats;
 
 use crate::lifecycle::SandboxState;
 use crate::stored::SnapshotKind;
@@ -63,6 +63,7 @@ pub(crate) enum Operation {
     Pause,
     Snapshot,
     Destroy,
+    TakeOver,
 }
 
 impl Operation {
@@ -74,6 +75,7 @@ impl Operation {
             Self::Pause => "pause",
             Self::Snapshot => "snapshot",
             Self::Destroy => "destroy",
+            Self::TakeOver => "take_over",
         }
     }
 }

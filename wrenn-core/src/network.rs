@@ -163,13 +163,13 @@ impl Sandbox {
     /// [`SandboxBuilder::egress`](crate::SandboxBuilder::egress).
     ///
     /// # Errors
-    /// The firewall could not be changed: the old policy is in force.
+    /// The firewall could not be changed: the old policy is in force. Or the new one, which is in force then, could not be
+    /// written down for a process that may find the sandbox running later.
     ///
     /// # Cancel safety
     /// A dropped future leaves one of the two in force, whole.
     pub async fn set_egress(&self, policy: EgressPolicy) -> Result<(), Error> {
-        let live = Arc::clone(self.live());
-        Ok(blocking(move || live.network.set_egress(policy)).await.map_err(Cause::from)?)
+        self.change_network(|network| network.set_egress(policy)).await
     }
 
     /// Bounds what passes between the guest and the network, each way for itself, or lifts the bound.
@@ -180,8 +180,19 @@ impl Sandbox {
     /// # Cancel safety
     /// A dropped future leaves one of the two in force.
     pub async fn set_bandwidth(&self, bound: Option<Bandwidth>) -> Result<(), Error> {
+        self.change_network(move |network| network.set_bandwidth(bound)).await
+    }
+
+    async fn change_network(
+        &self,
+        change: impl FnOnce(&Network) -> Result<(), NetError> + Send + 'static,
+    ) -> Result<(), Error> {
         let live = Arc::clone(self.live());
-        Ok(blocking(move || live.network.set_bandwidth(bound)).await.map_err(Cause::from)?)
+        let changed = blocking(move || {
+            change(&live.network)?;
+            live.journal.refresh(&live)
+        });
+        Ok(changed.await?)
     }
 
     /// What the guest may reach.

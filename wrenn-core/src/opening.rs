@@ -10,19 +10,22 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use wrenn_base::{HostId, Reaper, UndoList};
 use wrenn_net::{HostNet, HostNetSpec, SlotPool};
+use wrenn_pager::{PagerError, PagerProgram};
 use wrenn_storage::{BackendChoice, ImageRegistry, RootDisks, durable};
 use wrenn_vmm::{CgroupTreeSpec, MonitorProgram, VM_DIR, VmmError};
 
-use crate::caches::PageCaches;
 use crate::compaction::{CompactionPolicy, Compactions};
 use crate::containment::{Cells, ContainmentPolicy};
 use crate::error::{Cause, Error};
 use crate::expiry;
 use crate::host::{Host, HostInner};
 use crate::layout::Layout;
+use crate::metrics;
+use crate::paging::Pagers;
 use crate::preflight::{self, Preflight};
+use crate::recovery::{self, Survivor};
 use crate::registry::Registry;
-use crate::step::{blocking, unless_missing};
+use crate::step::{blocking, to_its_end, unless_missing};
 use crate::sweep;
 use crate::templates_in_use::TemplatesInUse;
 
@@ -38,6 +41,7 @@ pub struct HostBuilder {
     data: Option<PathBuf>,
     run: Option<PathBuf>,
     monitor: Option<MonitorChoice>,
+    pager: Option<PagerChoice>,
     disks: BackendChoice,
     compaction: CompactionPolicy,
     ready_slots: Option<usize>,
@@ -49,6 +53,12 @@ pub struct HostBuilder {
 enum MonitorChoice {
     Named(PathBuf),
     Program(MonitorProgram),
+}
+
+#[derive(Debug, Clone)]
+enum PagerChoice {
+    Named(PathBuf),
+    Program(PagerProgram),
 }
 
 impl HostBuilder {
@@ -79,6 +89,21 @@ impl HostBuilder {
     /// The monitor as a program that was found, or made, by other means: for example the running program itself.
     pub fn monitor_program(mut self, program: MonitorProgram) -> Self {
         self.monitor = Some(MonitorChoice::Program(program));
+        self
+    }
+
+    /// The program that pages the memory of resumed sandboxes in: a path, or a name on `PATH`.
+    ///
+    /// It is a process of its own, one per host, so that sandboxes live on when this program is killed. Where not set:
+    /// `$WRENN_PAGER`, else `wrenn-pager` beside the running executable or on `PATH`.
+    pub fn pager(mut self, program: impl Into<PathBuf>) -> Self {
+        self.pager = Some(PagerChoice::Named(program.into()));
+        self
+    }
+
+    /// That program as one that was made by other means: for example the running program itself.
+    pub fn pager_program(mut self, program: PagerProgram) -> Self {
+        self.pager = Some(PagerChoice::Program(program));
         self
     }
 
@@ -118,9 +143,11 @@ impl HostBuilder {
         self
     }
 
-    /// Opens the host, and removes what a killed process left running or mounted of this data directory's sandboxes.
+    /// Opens the host, takes over the sandboxes that a killed process left running, and removes what else it left of this
+    /// data directory's sandboxes on the machine.
     ///
-    /// Sandboxes that such a process had running go back to their latest snapshot; those without one are removed.
+    /// What runs on is had by [`Host::running`]. A sandbox whose monitor has ended goes back to its latest snapshot; one
+    /// without a snapshot is removed.
     ///
     /// Must be called within a Tokio runtime with time and I/O, which the host keeps using.
     ///
@@ -129,10 +156,14 @@ impl HostBuilder {
     /// be set up. Nothing is left behind but the empty data directory.
     ///
     /// # Cancel safety
-    /// A dropped future leaves at most the empty data directory.
+    /// A dropped future leaves at most the empty data directory. Sandboxes that a killed process left running
+    /// run on.
     pub async fn open(self) -> Result<Host, Error> {
         let runtime = tokio::runtime::Handle::current();
-        let inner = Arc::new(blocking(move || self.open_blocking(runtime)).await?);
+        let (inner, survivors) = blocking(move || self.open_blocking(runtime)).await?;
+        let inner = Arc::new(inner);
+        let host = Arc::clone(&inner);
+        to_its_end(&inner.runtime, async move { recovery::take_over(&host, survivors).await }).await;
         inner.runtime.spawn(expiry::watch(Arc::downgrade(&inner), inner.registry.clone()));
         Ok(Host { inner })
     }
@@ -151,7 +182,8 @@ impl HostBuilder {
     /// # Errors
     /// The current directory, which a relative path is relative to, cannot be told. What the machine lacks is no error.
     pub async fn preflight(&self) -> Result<Preflight, Error> {
-        let inputs = preflight::Inputs { data: self.data()?, monitor: self.find_monitor() };
+        let inputs =
+            preflight::Inputs { data: self.data()?, monitor: self.find_monitor(), pager: self.find_pager() };
         Ok(blocking(move || preflight::look(inputs)).await)
     }
 
@@ -160,6 +192,14 @@ impl HostBuilder {
             Some(MonitorChoice::Program(program)) => Ok(program.clone()),
             Some(MonitorChoice::Named(path)) => MonitorProgram::discover(Some(path)),
             None => MonitorProgram::discover(None),
+        }
+    }
+
+    fn find_pager(&self) -> Result<PagerProgram, PagerError> {
+        match &self.pager {
+            Some(PagerChoice::Program(program)) => Ok(program.clone()),
+            Some(PagerChoice::Named(path)) => PagerProgram::discover(Some(path)),
+            None => PagerProgram::discover(None),
         }
     }
 
@@ -172,8 +212,8 @@ impl HostBuilder {
         absolute(self.run.as_deref().unwrap_or(Path::new(DEFAULT_RUN)))
     }
 
-    fn open_blocking(self, runtime: tokio::runtime::Handle) -> Result<HostInner, Cause> {
-        let monitor = self.find_monitor()?;
+    fn open_blocking(self, runtime: tokio::runtime::Handle) -> Result<(HostInner, Vec<Survivor>), Cause> {
+        let (monitor, pager) = (self.find_monitor()?, self.find_pager()?);
         let (data, run) = (self.data()?, self.run()?);
         make_dir(&data)?;
         let lock = lock(&data)?;
@@ -189,6 +229,8 @@ impl HostBuilder {
         let run = layout.run().to_owned();
         undo.push("the host's runtime directory", move |_| Ok(unless_missing(fs::remove_dir(run))?));
         make_dir(layout.run())?;
+        let socket = layout.pager_socket();
+        undo.push("the pager's socket", move |_| Ok(unless_missing(fs::remove_file(socket))?));
         let cells = Cells::open(self.containment, CgroupTreeSpec::new(id.clone()), &mut undo)?;
         let mut net = HostNetSpec::new(id, layout.netns());
         if let Some(servers) = self.nameservers {
@@ -196,10 +238,13 @@ impl HostBuilder {
         }
         let last_slot = net.pool.last_index();
         let net = HostNet::open(net, &mut undo)?;
-        sweep::sweep(&layout, &disks, &net, cells.cgroups());
+        let pagers = Pagers::open(pager, layout.pager_socket(), layout.pager_log(), cells.cgroups().cloned());
+        let survivors = recovery::survivors(&layout, pagers.found().as_deref());
+        sweep::sweep(&layout, &disks, &net, cells.cgroups(), &survivors);
+        pagers.forget_all_but(&survivors);
         let ready = self.ready_slots.unwrap_or(DEFAULT_READY_SLOTS);
-        let slots = SlotPool::start(&net, 1..=last_slot, ready, &reaper)?;
-        Ok(HostInner {
+        let slots = SlotPool::start_telling(&net, 1..=last_slot, ready, &reaper, metrics::slots_ready)?;
+        let inner = HostInner {
             images: ImageRegistry::open(&data)?,
             data: data.clone(),
             layout,
@@ -208,14 +253,15 @@ impl HostBuilder {
             slots: Some(slots),
             registry: Registry::default(),
             templates: TemplatesInUse::default(),
-            caches: PageCaches::default(),
+            pagers,
             compactions: Compactions::new(self.compaction),
             monitor,
             cells,
             runtime,
             undo: Some(undo),
             _lock: lock,
-        })
+        };
+        Ok((inner, survivors))
     }
 }
 

@@ -1,204 +1,200 @@
-//! The fault server of a restored machine.
+//! The memory of restored machines, as this process sees it: what it asks of the [pager](wrenn_pager).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use wrenn_base::{Bytes, UndoList};
-use wrenn_storage::{PageRun, WorkingSet};
-use wrenn_uffd::{Backing, FaultServer, FaultServerOptions, FaultStats, PageCache, UffdError};
-use wrenn_vmm::Killer;
+use wrenn_base::{SandboxId, UndoList};
+use wrenn_pager::{
+    FaultStats, ImageFiles, PagerClient, PagerError, PagerProgram, PagerSpec, PagingOptions, PagingStatus,
+};
+use wrenn_vmm::{CgroupTree, Killer};
 
 use crate::error::Cause;
-use crate::host::HostInner;
+use crate::metrics;
+use crate::recovery::Survivor;
 use crate::restore::{Prefetch, RestoreOptions};
-use crate::source::ImagePages;
 use crate::stored::{Stored, WORKING_SET};
 
-/// A working set that has grown beyond this part of the guest's memory says nothing any more.
-const WORKING_SET_SHARE: u64 = 2;
+/// The name of its cgroup: no sandbox has it.
+pub(crate) const CGROUP: &str = "pager";
 
-/// The fault server of a restored machine, and the error that ended it, if one did.
+/// The host's pager: started by the first restore, or found, as an earlier process left it.
+pub(crate) struct Pagers {
+    spec: PagerSpec,
+    /// Where it is put, so that nothing that ends this program's processes ends the pager too.
+    cgroups: Option<CgroupTree>,
+    current: Mutex<Option<Arc<PagerClient>>>,
+}
+
+impl Pagers {
+    /// Looks whether there is one.
+    pub(crate) fn open(
+        program: PagerProgram,
+        socket: PathBuf,
+        log: PathBuf,
+        cgroups: Option<CgroupTree>,
+    ) -> Self {
+        let current = PagerClient::find(&socket).map(Arc::new);
+        Self { spec: PagerSpec { program, socket, log }, cgroups, current: Mutex::new(current) }
+    }
+
+    /// The pager that is there.
+    pub(crate) fn found(&self) -> Option<Arc<PagerClient>> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.clone().filter(|pager| !pager.is_lost())
+    }
+
+    /// Ends what an earlier process began for sandboxes that are no more. Blocks.
+    pub(crate) fn forget_all_but(&self, survivors: &[Survivor]) {
+        let Some(pager) = self.found() else { return };
+        for id in pager.sandboxes().unwrap_or_default() {
+            if !survivors.iter().any(|survivor| *survivor.id() == id)
+                && let Err(error) = pager.end(&id)
+            {
+                tracing::warn!(sandbox = %id, %error, "the pager goes on with a sandbox that is no more");
+            }
+        }
+    }
+
+    /// The pager, started if there is none. Blocks.
+    fn get(&self) -> Result<Arc<PagerClient>, Cause> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pager) = current.as_ref().filter(|pager| !pager.is_lost()) {
+            return Ok(Arc::clone(pager));
+        }
+        let pager = Arc::new(PagerClient::start(&self.spec)?);
+        if let (Some(cgroups), Some(pid)) = (&self.cgroups, pager.pid()) {
+            // Where that cannot be, it is where this process is, and goes when all that is there is ended.
+            if let Err(error) = cgroups.hold(CGROUP, pid) {
+                tracing::warn!(%error, "the pager stays in this program's cgroup");
+            }
+        }
+        Ok(Arc::clone(current.insert(pager)))
+    }
+
+    /// Lets go of it. Blocks until it has ended, unless it serves somebody still.
+    pub(crate) fn close(&self) {
+        let last = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(last);
+    }
+}
+
+/// The service of one machine's memory.
 pub(crate) struct Paging {
-    server: Arc<FaultServer>,
-    failure: Arc<OnceLock<Arc<UffdError>>>,
-    recorder: Recorder,
+    id: SandboxId,
+    pager: Arc<PagerClient>,
+    answered: AtomicBool,
 }
 
-/// What is needed to keep the pages that were touched until the first command was answered.
-struct Recorder {
-    path: PathBuf,
-    guest_size: Bytes,
-    known: Option<WorkingSet>,
-    done: AtomicBool,
+/// The place of a machine's paging in an undo list: it has to stop after the monitor is gone, so its undo is registered
+/// before the monitor's, while it begins beside everything else.
+pub(crate) struct Reserved {
+    id: SandboxId,
+    place: Arc<Mutex<Option<Arc<PagerClient>>>>,
 }
-
-/// A resume's memory before there is a monitor: its cache, into which the first pages are being read already. That ends
-/// when this is dropped, or with the pages; the fault server then goes on from there.
-pub(crate) struct Begun {
-    known: Option<WorkingSet>,
-    cache: Arc<PageCache>,
-    /// What the reading thread looks at.
-    _wanted: Arc<()>,
-}
-
-/// The place of the reading thread in an undo list, which waits for its end: it is told to end when [`Begun`] goes, and
-/// that is earlier, but may be in the midst of a read.
-pub(crate) struct ReadAhead(mpsc::Sender<()>);
-
-impl ReadAhead {
-    pub(crate) fn new(undo: &mut UndoList) -> Self {
-        let (reading, ended) = mpsc::channel();
-        undo.push("the memory that is read ahead", move |deadline| {
-            match ended.recv_timeout(deadline.remaining()) {
-                Err(RecvTimeoutError::Disconnected) => Ok(()),
-                _ => Err("it is still being read".into()),
-            }
-        });
-        Self(reading)
-    }
-
-    /// Begins to fill the cache of `from`'s memory, which other machines share if the options let them. Blocks for
-    /// opening a file.
-    pub(crate) fn begin(
-        self,
-        host: &HostInner,
-        from: &Stored,
-        options: RestoreOptions,
-    ) -> Result<Begun, Cause> {
-        let cache = match options.share_memory {
-            true => host.caches.of(&from.memory)?,
-            false => PageCache::new(Arc::new(ImagePages(from.memory.reader())))?,
-        };
-        let known = from.working_set();
-        let wanted = Arc::new(());
-        let (ahead, still_wanted) = (Arc::clone(&cache), Arc::downgrade(&wanted));
-        let first = prefetch(options.prefetch, known.as_ref());
-        host.runtime.spawn_blocking(move || {
-            // Dropped last: who waits for the end finds the cache let go of.
-            let (_reading, cache) = (self.0, ahead);
-            let limit = Bytes(options.prefetch_limit);
-            if let Err(e) = cache.warm(first, limit, || still_wanted.strong_count() > 0) {
-                // The fault server meets it again, if the guest needs what could not be read.
-                tracing::debug!(error = %e, "memory could not be read ahead");
-            }
-        });
-        Ok(Begun { known, cache, _wanted: wanted })
-    }
-}
-
-/// The place of a fault server in an undo list: it has to stop after the monitor is gone, so its undo is registered
-/// before the monitor's, while it can be made only when the monitor has said what it offers.
-pub(crate) struct Reserved(Arc<OnceLock<Arc<FaultServer>>>);
 
 impl Reserved {
-    pub(crate) fn new(undo: &mut UndoList) -> Self {
-        let place = Arc::new(OnceLock::<Arc<FaultServer>>::new());
-        let server = Arc::clone(&place);
-        undo.push("the fault server", move |_| {
-            if let Some(server) = server.get() {
-                // How it ended was told when it ended.
-                let _ = server.stop();
+    pub(crate) fn new(id: &SandboxId, undo: &mut UndoList) -> Self {
+        let place = Arc::<Mutex<Option<Arc<PagerClient>>>>::default();
+        let (id, found) = (id.clone(), Arc::clone(&place));
+        let ended = id.clone();
+        undo.push("the paging of its memory", move |_| {
+            let pager = found.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match pager.map(|pager| pager.end(&ended)) {
+                Some(Ok(Some(PagingStatus { stats, .. }))) => metrics::faulted(&stats),
+                // One that is gone serves nobody.
+                None | Some(Ok(None) | Err(PagerError::Unreachable { .. })) => {}
+                Some(Err(error)) => return Err(error.into()),
             }
             Ok(())
         });
-        Self(place)
+        Self { id, place }
     }
 
-    /// Starts the server of `from`'s memory; what ends it early ends the guest too, by `killer`. Blocks.
-    ///
-    /// With `cached` the monitor maps the cache that was begun.
-    pub(crate) fn start(
+    /// Opens the memory of `from` and begins to read what will be needed first. Blocks for opening files, and for the
+    /// start of the pager if there is none.
+    pub(crate) fn begin(
         self,
+        pagers: &Pagers,
         from: &Stored,
         options: RestoreOptions,
-        begun: Begun,
-        cached: bool,
-        (socket, killer): (PathBuf, Killer),
     ) -> Result<Paging, Cause> {
-        let Begun { known, cache, .. } = begun;
-        let backing: Backing = match cached {
-            true => cache.into(),
-            false => Arc::new(ImagePages(from.memory.reader())).into(),
+        let pager = pagers.get()?;
+        let paging = self.of(pager);
+        let image = ImageFiles {
+            manifest: from.manifest.clone(),
+            layers: from.memory.layer_dir().path().to_owned(),
+            working_set: from.file(WORKING_SET),
         };
-        let failure = Arc::new(OnceLock::new());
-        let report = Arc::clone(&failure);
-        let on_failure = move |error| {
-            let _ = report.set(error);
-            killer.kill();
-        };
-        let server = FaultServer::listen(
-            &socket,
-            backing,
-            FaultServerOptions {
-                record: true,
-                prefetch: prefetch(options.prefetch, known.as_ref()),
-                prefetch_limit: options.prefetch_limit,
-                on_failure: Some(Box::new(on_failure)),
-                ..FaultServerOptions::default()
-            },
-        )?;
-        let server = Arc::clone(self.0.get_or_init(|| Arc::new(server)));
-        let recorder = Recorder {
-            path: from.file(WORKING_SET),
-            guest_size: from.memory.guest_size(),
-            known,
-            done: AtomicBool::new(false),
-        };
-        Ok(Paging { server, failure, recorder })
+        paging.pager.begin(&paging.id, image, options.into())?;
+        Ok(paging)
     }
-}
 
-fn prefetch(wanted: Prefetch, known: Option<&WorkingSet>) -> wrenn_uffd::Prefetch {
-    match (wanted, known) {
-        (Prefetch::All, _) => wrenn_uffd::Prefetch::All,
-        (Prefetch::WorkingSet, Some(set)) => {
-            let run =
-                |run: &PageRun| wrenn_uffd::PageRun { first: run.first.into(), pages: run.pages.into() };
-            wrenn_uffd::Prefetch::Runs(set.runs().iter().map(run).collect())
-        }
-        (Prefetch::WorkingSet | Prefetch::None, _) => wrenn_uffd::Prefetch::None,
+    /// The paging that `pager` has been at since before this process.
+    pub(crate) fn taken_over(self, pager: Arc<PagerClient>) -> Paging {
+        let paging = self.of(pager);
+        paging.answered.store(true, Ordering::Relaxed);
+        paging
+    }
+
+    fn of(self, pager: Arc<PagerClient>) -> Paging {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pager));
+        Paging { id: self.id, pager, answered: AtomicBool::new(false) }
     }
 }
 
 impl Paging {
-    pub(crate) fn stats(&self) -> FaultStats {
-        self.server.stats()
+    /// Serves the monitor that connects to `socket`; with `cached`, from a page cache that it maps. Blocks.
+    ///
+    /// What ends the service early ends the guest too.
+    pub(crate) fn serve(&self, socket: &Path, cached: bool, killer: Killer) -> Result<(), Cause> {
+        Ok(self.pager.serve(&self.id, socket, cached, move || killer.kill())?)
     }
 
-    /// Why the server ended the guest, if it did.
-    pub(crate) fn failure(&self) -> Option<&Arc<UffdError>> {
-        self.failure.get()
+    /// Ends the guest of a service that was taken over, should the pager die.
+    pub(crate) fn watch_over(&self, killer: Killer) -> Result<(), Cause> {
+        Ok(self.pager.watch_over(&self.id, move || killer.kill())?)
+    }
+
+    /// What was served so far; nothing where nobody can tell. Blocks.
+    pub(crate) fn stats(&self) -> Option<FaultStats> {
+        Some(self.pager.status(&self.id).ok()??.stats)
+    }
+
+    /// Why the pager ended the guest, if it did. Blocks.
+    pub(crate) fn failure(&self) -> Option<String> {
+        match self.pager.status(&self.id) {
+            Ok(status) => status?.failure,
+            Err(_) => Some("the pager has died".to_owned()),
+        }
     }
 
     /// To be called when a command was answered: after the first one the pages that were touched until then are kept,
     /// in the background, for the next resume.
-    pub(crate) fn answered(&self) {
-        if self.recorder.done.swap(true, Ordering::Relaxed) {
+    pub(crate) fn answered(self: &Arc<Self>) {
+        if self.answered.swap(true, Ordering::Relaxed) {
             return;
         }
-        let touched = self.server.recording();
-        if let Some((path, set)) = self.recorder.merged(&touched) {
-            tokio::task::spawn_blocking(move || {
-                if let Err(e) = set.save(&path) {
-                    tracing::debug!(error = %e, "the working set was not kept");
-                }
-            });
-        }
+        let paging = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = paging.pager.answered(&paging.id) {
+                tracing::debug!(%error, "the working set was not kept");
+            }
+        });
     }
 }
 
-impl Recorder {
-    /// The known working set with what was touched beyond it, if that is news.
-    fn merged(&self, touched: &[wrenn_uffd::PageRun]) -> Option<(PathBuf, WorkingSet)> {
-        let run = |run: &wrenn_uffd::PageRun| {
-            Some(PageRun { first: run.first.try_into().ok()?, pages: run.pages.try_into().ok()? })
-        };
-        let known = self.known.iter().flat_map(|set| set.runs().iter().copied());
-        let merged = WorkingSet::new(self.guest_size, known.chain(touched.iter().filter_map(run))).ok()?;
-        let sensible = merged.size().get() <= self.guest_size.get() / WORKING_SET_SHARE;
-        let news = self.known.as_ref() != Some(&merged);
-        (sensible && news).then(|| (self.path.clone(), merged))
+impl From<RestoreOptions> for PagingOptions {
+    fn from(options: RestoreOptions) -> Self {
+        Self {
+            share: options.share_memory,
+            prefetch: match options.prefetch {
+                Prefetch::WorkingSet => wrenn_pager::Prefetch::WorkingSet,
+                Prefetch::None => wrenn_pager::Prefetch::None,
+                Prefetch::All => wrenn_pager::Prefetch::All,
+            },
+            prefetch_limit: options.prefetch_limit,
+        }
     }
 }

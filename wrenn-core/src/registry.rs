@@ -33,6 +33,8 @@ pub(crate) struct Entry {
     instance: Arc<tokio::sync::Mutex<Option<Instance>>>,
     /// Its user has let go of it.
     abandoned: AtomicBool,
+    /// It is to run on without a user, whatever becomes of this host.
+    parked: AtomicBool,
 }
 
 impl Entry {
@@ -52,6 +54,19 @@ impl Entry {
 
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn park(&self) {
+        self.parked.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::SeqCst)
+    }
+
+    /// Whether it was parked: who is told so, once, is its user from then on.
+    pub(crate) fn unpark(&self) -> bool {
+        self.parked.swap(false, Ordering::SeqCst)
     }
 
     /// Whether it was abandoned: who is told so, once, has to let go of the machine.
@@ -93,6 +108,7 @@ impl Registry {
             spec,
             instance: Arc::default(),
             abandoned: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
         });
         self.0.enter(&entry, step)?;
         self.on_undo("the claim on the sandbox", &id, Step::Released, undo);
@@ -154,12 +170,24 @@ impl Registry {
         self.0.changed.notified().await;
     }
 
-    /// Lets go of every machine that nobody works on.
-    pub(crate) fn abandon_all(&self) {
+    /// Lets go of every machine that nobody works on; those that are parked are left running. Returns whether there are
+    /// such.
+    pub(crate) fn abandon_all(&self) -> bool {
+        let mut leaves = false;
         for (_, entry) in self.entries() {
-            entry.abandon();
-            drop(entry.try_hold().and_then(|mut held| held.take()));
+            let instance = entry.try_hold().and_then(|mut held| held.take());
+            match instance {
+                Some(instance) if entry.is_parked() => {
+                    instance.leave();
+                    leaves = true;
+                }
+                instance => {
+                    entry.abandon();
+                    drop(instance);
+                }
+            }
         }
+        leaves
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_base::{Bytes, SandboxId, TemplateName};
-use wrenn_uffd::FaultStats;
+use wrenn_pager::FaultStats;
 use wrenn_vmm::ExitReport;
 
 use crate::command::{Command, Output};
@@ -58,11 +58,12 @@ impl Sandbox {
     /// A dropped future leaves nothing: the machine goes with it.
     pub(crate) async fn started(
         host: Arc<HostInner>,
-        machine: Machine,
+        mut machine: Machine,
         entry: Arc<Entry>,
         origin: Option<Origin>,
     ) -> Result<Self, Error> {
         let live = Arc::clone(&machine.live);
+        machine.keep_journal(&host.reaper, origin.as_ref().map(|origin| origin.generation)).await?;
         let mut held = entry.hold().await;
         // Its time begins now, however long it took to get here.
         entry.clock.touch();
@@ -71,6 +72,23 @@ impl Sandbox {
         drop(held);
         host.tell_of_end(&live);
         host.registry.look_anew();
+        Ok(Self { host, live, entry })
+    }
+
+    /// Leaves it running, to be had by [`Host::running`](crate::Host::running).
+    pub(crate) fn park(self) {
+        self.entry.park();
+    }
+
+    /// Takes up one that was left running.
+    pub(crate) async fn unpark(host: Arc<HostInner>, entry: Arc<Entry>) -> Result<Self, Cause> {
+        let held = entry.hold().await;
+        let busy = || Cause::SandboxBusy { id: entry.id.clone() };
+        let live = held.as_ref().map(|instance| Arc::clone(instance.live())).ok_or_else(busy)?;
+        if !entry.unpark() {
+            return Err(busy());
+        }
+        drop(held);
         Ok(Self { host, live, entry })
     }
 
@@ -108,9 +126,12 @@ impl Sandbox {
         Files::new(Arc::clone(&self.live))
     }
 
-    /// How the guest's memory has been paged in since the resume; nothing for a sandbox that was booted.
-    pub fn fault_stats(&self) -> Option<FaultStats> {
-        self.live.fault_stats()
+    /// How the guest's memory has been paged in since the resume; nothing for a sandbox that was booted, or has ended.
+    ///
+    /// # Cancel safety
+    /// A dropped future changes nothing.
+    pub async fn fault_stats(&self) -> Option<FaultStats> {
+        self.live.fault_stats().await
     }
 
     /// How long its resume took, step by step; nothing for a sandbox that was booted.
@@ -260,11 +281,20 @@ impl Sandbox {
     pub fn set_timeout(&self, timeout: Option<Duration>, then: OnTimeout) {
         self.live.clock.set_timeout(timeout, then);
         self.host.registry.look_anew();
+        let live = Arc::clone(&self.live);
+        self.host.runtime.spawn_blocking(move || {
+            if let Err(error) = live.journal.refresh(&live) {
+                tracing::warn!(sandbox = %live.identity.id, %error, "a new timeout is not written down");
+            }
+        });
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        if self.entry.is_parked() {
+            return;
+        }
         self.entry.abandon();
         match self.entry.try_hold() {
             Some(mut held) => drop(held.take()),

@@ -25,6 +25,10 @@ pub enum ShutdownPolicy {
     PauseAll,
     /// They are destroyed, their snapshots with them. Those that are paused stay.
     DestroyAll,
+    /// They run on, and on after the host is closed and the program has ended: who opens the host next has them by
+    /// [`Host::running`]. Handles that there are can be used until then, and dropped; a timeout holds only while some
+    /// process has the host open. Where an egress policy has names, these are answered only then, too.
+    LeaveRunning,
 }
 
 /// A sandbox that could not be ended as the shutdown was to end it.
@@ -38,7 +42,7 @@ pub struct ShutdownFailure {
 }
 
 impl Host {
-    /// Pauses or destroys every sandbox that runs, several at a time, within `limit`.
+    /// Pauses, destroys or leaves every sandbox that runs, several at a time, within `limit`.
     ///
     /// Whoever has a handle finds out by its next call ([`Cause::Expired`]). The host stays open, and is then to be
     /// [closed](Self::close). Sandboxes that are made meanwhile are not seen.
@@ -72,6 +76,10 @@ async fn end(host: &Arc<HostInner>, entry: &Entry, policy: ShutdownPolicy) -> Re
         return Ok(());
     }
     match policy {
+        ShutdownPolicy::LeaveRunning => {
+            entry.park();
+            Ok(())
+        }
         ShutdownPolicy::PauseAll => {
             drop(pause_held(host, entry, &mut held, Some(OnTimeout::Pause)).await?);
             Ok(())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use wrenn_base::{Bytes, ImageName, MiB};
 
+use crate::disk_limit::DiskLimit;
 use crate::error::Cause;
 use crate::lifetime::Lifetime;
 use crate::network::NetworkPolicy;
@@ -27,6 +28,9 @@ pub(crate) struct SandboxSpec {
     pub(crate) memory: MiB,
     /// Size of the root disk; the image's own where absent.
     pub(crate) disk: Option<Bytes>,
+    /// How fast that may be used; absent in snapshots from before there was a limit.
+    #[serde(default)]
+    pub(crate) disk_limit: Option<DiskLimit>,
     pub(crate) env: BTreeMap<String, String>,
     /// What the guest may reach; the default in snapshots from before there were policies.
     #[serde(default)]
@@ -54,6 +58,9 @@ impl SandboxSpec {
         self.check_size(host_memory)?;
         self.check_env()?;
         self.check_metadata()?;
+        if self.disk_limit.is_some_and(DiskLimit::is_zero) {
+            return refuse("disk_limit", "zero leaves the guest no way to read its disk");
+        }
         if self.lifetime.timeout_ms == Some(0) {
             return refuse("timeout", "zero leaves no time to do anything");
         }
@@ -144,6 +151,7 @@ mod tests {
             vcpus: 1,
             memory: MiB(128),
             disk: None,
+            disk_limit: None,
             env: BTreeMap::new(),
             network: NetworkPolicy::default(),
             lifetime: Lifetime::default(),
@@ -173,6 +181,8 @@ mod tests {
     #[test]
     fn each_bad_number_is_named() {
         check(|s| s.vcpus = 0, Some("vcpus"));
+        let limit = DiskLimit { requests_per_second: Some(0), ..DiskLimit::default() };
+        check(|s| s.disk_limit = Some(limit), Some("disk_limit"));
         check(|s| s.vcpus = MAX_VCPUS + 1, Some("vcpus"));
         check(|s| s.memory = MiB(0), Some("memory"));
         check(|s| s.memory = MiB(1025), Some("memory"));

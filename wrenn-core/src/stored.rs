@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, SandboxId};
-use wrenn_storage::{Digest, Image, ImageRegistry, MemoryError, MemoryImage, Snapshot, WorkingSet};
+use wrenn_storage::{Digest, Image, ImageRegistry, MemoryImage, Snapshot};
 
 use crate::error::Cause;
 use crate::layout::StoreDir;
@@ -20,9 +20,6 @@ pub(crate) const MEMORY: &str = "memory.manifest";
 pub(crate) const DISK: &str = "disk.cow";
 /// The pages that a resume needs first. It may be missing, and comes after the snapshot was committed.
 pub(crate) const WORKING_SET: &str = "working-set";
-
-/// How often a snapshot is opened anew that was compacted while it was being opened.
-const OPEN_ATTEMPTS: usize = 3;
 
 /// Whether a snapshot wrote the whole of the guest's memory or what changed since the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +52,8 @@ pub(crate) struct Stored {
     pub(crate) snapshot: Snapshot,
     pub(crate) record: Record,
     pub(crate) memory: MemoryImage,
+    /// Where the memory image's manifest is.
+    pub(crate) manifest: PathBuf,
 }
 
 impl Stored {
@@ -64,8 +63,9 @@ impl Stored {
         let snapshots = store.snapshots();
         let Some(generation) = snapshots.latest()? else { return Ok(None) };
         let (snapshot, record) = snapshots.open::<Record>(generation)?;
-        let memory = open_memory(store, &snapshot)?;
-        Ok(Some(Self { snapshot, record, memory }))
+        let manifest = snapshot.file(MEMORY);
+        let memory = MemoryImage::open(&manifest, &store.open_layers()?)?;
+        Ok(Some(Self { snapshot, record, memory, manifest }))
     }
 
     /// Reads to their end the files that the machine is restored from, and compares them with their checksums.
@@ -87,30 +87,4 @@ impl Stored {
     pub(crate) fn file(&self, name: &'static str) -> PathBuf {
         self.snapshot.file(name)
     }
-
-    /// The pages that a resume needs first, if that is known. A file that cannot be used is only worth a warning.
-    pub(crate) fn working_set(&self) -> Option<WorkingSet> {
-        let found = WorkingSet::load(&self.file(WORKING_SET)).unwrap_or_else(|e| {
-            tracing::warn!(sandbox = %self.record.id, error = %e, "the working set cannot be used");
-            None
-        });
-        found.filter(|set| set.guest_size() == self.memory.guest_size())
-    }
-}
-
-/// The memory image of `snapshot` as it is now: compaction may replace manifest and layers at any time, but for the
-/// layers of the image that is open.
-pub(crate) fn open_memory(store: &StoreDir, snapshot: &Snapshot) -> Result<MemoryImage, Cause> {
-    let layers = store.open_layers()?;
-    let mut attempt = 1;
-    loop {
-        match MemoryImage::open(&snapshot.file(MEMORY), &layers) {
-            Err(e) if is_missing(&e) && attempt < OPEN_ATTEMPTS => attempt += 1,
-            result => return Ok(result?),
-        }
-    }
-}
-
-fn is_missing(error: &MemoryError) -> bool {
-    matches!(error, MemoryError::MissingLayer { .. })
 }

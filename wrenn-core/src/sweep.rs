@@ -1,7 +1,8 @@
 //! What a killed process left on the machine under this host's id, removed before anything new is made.
 //!
-//! The data directory's lock is held, so nothing of the id belongs to a process that lives, and no snapshot that is
-//! complete is touched. Monitors go first: they hold their disk and their network open. What cannot be removed is
+//! The data directory's lock is held, so nothing of the id belongs to another program, and no snapshot that is
+//! complete is touched. Sandboxes that can be gone on with ([`recovery`](crate::recovery)) are left alone, with all that
+//! they stand on. Of the others monitors go first: they hold their disk and their network open. What cannot be removed is
 //! reported and left: it is in the way of one sandbox at most, not of the host.
 
 use std::collections::BTreeSet;
@@ -14,13 +15,15 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use wrenn_base::{Deadline, SandboxId};
-use wrenn_net::HostNet;
+use wrenn_net::{HostNet, SlotPool};
 use wrenn_storage::{RootDisks, durable};
 use wrenn_vmm::CgroupTree;
 
 use crate::capture;
 use crate::error::Cause;
 use crate::layout::Layout;
+use crate::paging;
+use crate::recovery::Survivor;
 use crate::step::unless_missing;
 use crate::stored::Stored;
 
@@ -28,38 +31,50 @@ use crate::stored::Stored;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Removes the leftovers of every sandbox of this host, and unfinished sandboxes that have no snapshot.
-pub(crate) fn sweep(layout: &Layout, disks: &RootDisks, net: &HostNet, cgroups: Option<&CgroupTree>) {
+pub(crate) fn sweep(
+    layout: &Layout,
+    disks: &RootDisks,
+    net: &HostNet,
+    cgroups: Option<&CgroupTree>,
+    survivors: &[Survivor],
+) {
+    let lives = |id: &SandboxId| survivors.iter().any(|survivor| survivor.id() == id);
+    let slots: BTreeSet<_> = survivors.iter().map(Survivor::slot).collect();
     if let Some(cgroups) = cgroups {
-        report("monitors in cgroups", cgroups.sweep(Deadline::after(LIMIT)).map(drop));
+        let keep = |name: &str| name == paging::CGROUP || name.parse().is_ok_and(|id| lives(&id));
+        report("monitors in cgroups", cgroups.sweep(keep, Deadline::after(LIMIT)).map(drop));
     }
-    report("monitors", end_monitors(&layout.netns()));
-    report("networks", net.sweep());
+    let kept: Vec<_> = slots.iter().map(|&index| SlotPool::namespace_name(index)).collect();
+    report("monitors", end_monitors(&layout.netns(), &kept));
+    report("networks", net.sweep(&slots));
     match disks.attached() {
         Ok(sandboxes) => {
-            for id in sandboxes {
+            for id in sandboxes.into_iter().filter(|id| !lives(id)) {
                 report("a root disk", disks.remove(&id, Deadline::after(LIMIT)));
             }
         }
         Err(e) => report("root disks", Err(e)),
     }
-    for id in sandboxes_in(layout.run()) {
+    for id in sandboxes_in(layout.run()).filter(|id| !lives(id)) {
         report("a runtime directory", fs::remove_dir_all(layout.sandbox(&id).run()));
     }
-    for id in sandboxes_in(&layout.sandboxes()) {
+    for id in sandboxes_in(&layout.sandboxes()).filter(|id| !lives(id)) {
         report("an unfinished sandbox", clean_data(layout, &id));
     }
     report("unfinished templates", clean_templates(layout));
 }
 
-fn report<E: std::error::Error>(what: &str, result: Result<(), E>) {
+pub(crate) fn report<E: std::error::Error>(what: &str, result: Result<(), E>) {
     if let Err(e) = result {
         tracing::warn!(what, error = %e, "left over by a killed process, and could not be removed");
     }
 }
 
-/// Kills every process in one of the network namespaces named in `dir`: nothing but monitors ever enters them.
-fn end_monitors(dir: &Path) -> io::Result<()> {
-    let namespaces: BTreeSet<_> = entries(dir).filter_map(|name| identity(&dir.join(name)).ok()).collect();
+/// Kills every process in one of the network namespaces named in `dir`, but for those in `kept`: nothing but monitors ever
+/// enters them.
+fn end_monitors(dir: &Path, kept: &[String]) -> io::Result<()> {
+    let others = entries(dir).filter(|name| !kept.contains(name));
+    let namespaces: BTreeSet<_> = others.filter_map(|name| identity(&dir.join(name)).ok()).collect();
     if namespaces.is_empty() {
         return Ok(());
     }
@@ -96,13 +111,15 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// its last machine wrote to, older snapshots, and layers that a pause or a compaction left when it was killed.
 ///
 /// Whatever is wrong with a snapshot, it is one: it is left for the user to look at.
-fn clean_data(layout: &Layout, id: &SandboxId) -> Result<(), Cause> {
+pub(crate) fn clean_data(layout: &Layout, id: &SandboxId) -> Result<(), Cause> {
     let dirs = layout.sandbox(id);
     match Stored::open(&dirs.store)? {
         None => dirs.store.remove(),
         Some(stored) => {
-            let disk = dirs.disk();
-            unless_missing(fs::remove_file(&disk)).map_err(|source| Cause::io("remove", &disk, source))?;
+            for file in [dirs.disk(), dirs.journal()] {
+                unless_missing(fs::remove_file(&file))
+                    .map_err(|source| Cause::io("remove", &file, source))?;
+            }
             let exchange = dirs.exchange();
             unless_missing(fs::remove_dir_all(&exchange))
                 .map_err(|source| Cause::io("remove", &exchange, source))?;
@@ -117,7 +134,7 @@ fn clean_templates(layout: &Layout) -> io::Result<()> {
     durable::sweep(&layout.branches()).map(drop)
 }
 
-fn sandboxes_in(dir: &Path) -> impl Iterator<Item = SandboxId> + use<> {
+pub(crate) fn sandboxes_in(dir: &Path) -> impl Iterator<Item = SandboxId> + use<> {
     entries(dir).filter_map(|name| name.parse().ok())
 }
 

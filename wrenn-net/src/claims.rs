@@ -9,7 +9,7 @@
 //!
 //! Invariant: nobody waits for the resolver's thread or one of its tasks with the claims locked, as these lock them too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -36,6 +36,8 @@ use crate::reach::Reach;
 pub(crate) struct Claims {
     last: u64,
     in_use: BTreeMap<u16, Claim>,
+    /// Those among them that an earlier process made, and that nobody has taken over yet.
+    kept: BTreeSet<u16>,
     /// Slots with the default policy are not among them.
     known: BTreeMap<String, Known>,
     /// Answers questions for names, since the first policy with any.
@@ -74,6 +76,20 @@ impl Shared {
         let number = claims.last;
         claims.in_use.insert(index, Claim { number, leaving: false });
         Ok(number)
+    }
+
+    /// Marks the index of a slot that an earlier process made as in use, to be taken over.
+    pub(crate) fn keep(&self, index: u16) -> Result<(), NetError> {
+        self.claim(index)?;
+        self.claims().kept.insert(index);
+        Ok(())
+    }
+
+    /// The number of the claim on an index that was kept: for the first who asks.
+    pub(crate) fn claim_kept(&self, index: u16) -> Result<u64, NetError> {
+        let mut claims = self.claims();
+        let claim = claims.kept.remove(&index).then(|| claims.in_use.get(&index)).flatten();
+        claim.map(|claim| claim.number).ok_or(NetError::SlotGone { index })
     }
 
     /// Marks an index as free, unless the claim on it is another by now.

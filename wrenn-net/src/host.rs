@@ -1,5 +1,6 @@
 //! What all slots of one host id share: the firewall table and the address pool.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -17,6 +18,7 @@ use crate::link::Links;
 use crate::netns::{self, Place};
 use crate::nft::{self, Transaction};
 use crate::policy;
+use crate::pool::SlotPool;
 use crate::ranges::Range;
 use crate::slot::remove_namespace;
 
@@ -141,23 +143,28 @@ impl HostNet {
 
 impl HostNet {
     /// Removes every slot that a killed process left: links and namespaces of this host's id. Call it before the
-    /// first slot is made.
+    /// first slot is made. Slots of a [pool](crate::SlotPool) with an index in `keep` stay, for
+    /// [`SlotPool::take_over`](crate::SlotPool::take_over).
     ///
     /// # Errors
     /// The first failure; the rest has been tried nevertheless.
-    pub fn sweep(&self) -> Result<(), NetError> {
+    pub fn sweep(&self, keep: &BTreeSet<u16>) -> Result<(), NetError> {
         let shared = &self.shared;
+        keep.iter().try_for_each(|&index| shared.keep(index))?;
+        let kept_links: Vec<_> = keep.iter().map(|&index| shared.link_name(index)).collect();
+        let kept_namespaces: Vec<_> = keep.iter().map(|&index| shared.pool_namespace(index)).collect();
         let prefix = shared.link_prefix();
         let links = shared.on_host(|| {
             Links::open().names().map_err(|e| NetError::step("list the host's network interfaces", e))
         })?;
-        let links = links.into_iter().filter(|name| name.starts_with(&prefix));
+        let links = links.into_iter().filter(|name| name.starts_with(&prefix) && !kept_links.contains(name));
         let mut results: Vec<_> = links.map(|name| shared.on_host(|| shared.delete_link(&name))).collect();
         results.extend(shared.unclaimed().iter().map(|link| shared.forget_reach(link)));
         let dir = &shared.netns_dir;
         let names = fs::read_dir(dir)
             .map_err(|e| NetError::step(format!("list the directory {}", dir.display()), e))?;
-        results.extend(names.flatten().map(|entry| remove_namespace(&entry.path())));
+        let names = names.flatten().map(|entry| entry.path()).filter(|path| !kept_namespaces.contains(path));
+        results.extend(names.map(|path| remove_namespace(&path)));
         results.into_iter().collect()
     }
 }
@@ -175,6 +182,11 @@ impl Shared {
     /// At most 13 characters; an interface name has up to 15.
     pub(crate) fn link_name(&self, index: u16) -> String {
         format!("{}{index}", self.link_prefix())
+    }
+
+    /// Where the namespace of a pool's slot is named.
+    pub(crate) fn pool_namespace(&self, index: u16) -> PathBuf {
+        self.netns_dir.join(SlotPool::namespace_name(index))
     }
 
     /// Runs `work` in the host's namespace, on a thread of its own.

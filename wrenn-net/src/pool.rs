@@ -13,6 +13,8 @@
 //! once; a drop leaves it to the reaper, as it must not block.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::io;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -23,6 +25,7 @@ use wrenn_base::{Deadline, Reaper, UndoFailure, UndoList};
 use crate::egress::EgressPolicy;
 use crate::error::NetError;
 use crate::host::HostNet;
+use crate::link::Links;
 use crate::slot::{Plan, Slot, register_undo};
 
 /// How long the thread leaves the host in peace after a failure, or while no index is free.
@@ -55,7 +58,6 @@ pub struct SlotPool {
     reaper: Reaper,
 }
 
-#[derive(Debug)]
 struct Inner {
     net: HostNet,
     indices: RangeInclusive<u16>,
@@ -64,6 +66,8 @@ struct Inner {
     state: Mutex<State>,
     /// A slot was taken, or the pool ends.
     wake: Condvar,
+    /// Is told how many are ready, whenever that changes.
+    tell: Box<dyn Fn(usize) + Send + Sync>,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +99,21 @@ impl SlotPool {
         ready: usize,
         reaper: &Reaper,
     ) -> Result<Self, NetError> {
+        Self::start_telling(net, indices, ready, reaper, |_| {})
+    }
+
+    /// As [`Self::start`], and `tell` is called with the number of slots that are ready whenever that has changed. It must
+    /// not block.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`].
+    pub fn start_telling(
+        net: &HostNet,
+        indices: RangeInclusive<u16>,
+        ready: usize,
+        reaper: &Reaper,
+        tell: impl Fn(usize) + Send + Sync + 'static,
+    ) -> Result<Self, NetError> {
         for &end in [indices.start(), indices.end()] {
             net.shared.pool.pair(end)?;
         }
@@ -105,6 +124,7 @@ impl SlotPool {
             reaper: reaper.clone(),
             state: Mutex::default(),
             wake: Condvar::new(),
+            tell: Box::new(tell),
         });
         let refilled = Arc::clone(&inner);
         let thread = thread::Builder::new()
@@ -122,13 +142,52 @@ impl SlotPool {
     /// [`NetError::NoFreeIndex`] and the errors of [`HostNet::slot`] with nothing left of the attempt; those of
     /// [`Slot::set_egress`] with the slot's undo in `undo`.
     pub fn take(&self, egress: &EgressPolicy, undo: &mut UndoList) -> Result<Slot, NetError> {
-        let ready = self.inner.state().ready.pop_front();
+        let ready = self.inner.change(VecDeque::pop_front);
         self.inner.wake.notify_one();
         let Ready { slot, plan, undo: own } = ready.map_or_else(|| self.inner.make(), Ok)?;
         register_undo(&self.inner.net.shared, &plan, undo);
         own.commit();
         slot.set_egress(egress)?;
         Ok(slot)
+    }
+
+    /// Takes over the slot of an earlier process that a [sweep](HostNet::sweep) kept, and gives it this policy. From here on
+    /// `undo` removes it. Until then its guest may have been cut off, if it had a policy of its own.
+    ///
+    /// # Errors
+    /// [`NetError::SlotGone`] where no sweep kept it, or somebody has taken it over; others with the slot's undo in `undo`: [`NetError::Step`] where it is
+    /// not whole, and those of [`Slot::set_egress`].
+    pub fn take_over(
+        &self,
+        index: u16,
+        egress: &EgressPolicy,
+        undo: &mut UndoList,
+    ) -> Result<Slot, NetError> {
+        let shared = &self.inner.net.shared;
+        let plan = self.inner.plan(index, shared.claim_kept(index)?)?;
+        register_undo(shared, &plan, undo);
+        let missing =
+            |what: String| NetError::step(format!("take over {what}"), io::ErrorKind::NotFound.into());
+        let found = shared.on_host(|| {
+            Links::open()
+                .find(&plan.link)
+                .map_err(|e| NetError::step(format!("find the link {}", plan.link), e))
+        })?;
+        if found.is_none() {
+            return Err(missing(format!("the link {}", plan.link)));
+        }
+        if !plan.netns.exists() {
+            return Err(missing(format!("the namespace {}", plan.netns.display())));
+        }
+        let slot = Slot::of(shared, &plan);
+        slot.set_egress(egress)?;
+        Ok(slot)
+    }
+
+    /// The name of the namespace of the slot with an index.
+    pub fn namespace_name(index: u16) -> String {
+        // No sandbox has this name: their ids are letters and digits.
+        format!("slot-{index}")
     }
 
     /// How many slots are ready.
@@ -144,6 +203,26 @@ impl SlotPool {
             Some(thread) => self.inner.end(thread, Deadline::after(limit)),
             None => Vec::new(),
         }
+    }
+
+    /// As [`Self::close`], where slots that were taken are left to a later process: what answers their guests' questions
+    /// for names ends as well, and the undo list of the [`HostNet`] must not run.
+    pub fn leave(self, limit: Duration) -> Vec<UndoFailure> {
+        let net = self.inner.net.clone();
+        let mut failures = self.close(limit);
+        if let Err(source) = net.shared.end_resolver(Deadline::after(limit)) {
+            failures.push(UndoFailure { what: "the resolver for names".into(), source: source.into() });
+        }
+        failures
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("net", &self.net)
+            .field("indices", &self.indices)
+            .finish_non_exhaustive()
     }
 }
 
@@ -164,6 +243,14 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes what is ready, and tells of it.
+    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<Ready>) -> T) -> T {
+        let mut state = self.state();
+        let changed = change(&mut state.ready);
+        (self.tell)(state.ready.len());
+        changed
+    }
+
     fn stop(&self) {
         self.state().ending = true;
         self.wake.notify_all();
@@ -175,7 +262,7 @@ impl Inner {
         if thread.join().is_err() {
             tracing::error!("the thread that makes slots ahead panicked");
         }
-        let ready = std::mem::take(&mut self.state().ready);
+        let ready = self.change(std::mem::take);
         ready.into_iter().flat_map(|ready| ready.undo.run(deadline.remaining())).collect()
     }
 
@@ -191,7 +278,7 @@ impl Inner {
             }
             drop(state);
             match self.make() {
-                Ok(ready) => self.state().ready.push_back(ready),
+                Ok(ready) => self.change(|slots| slots.push_back(ready)),
                 Err(e) => {
                     tracing::warn!(error = %e, "no slot could be made ahead");
                     let state = self.state();
@@ -205,7 +292,6 @@ impl Inner {
 
     /// Makes a slot with the first index that is free on the whole machine.
     fn make(&self) -> Result<Ready, NetError> {
-        let shared = &self.net.shared;
         // Their undos free the indices, and wait so that none is tried twice. Failures are logged by the lists.
         let mut refused: Vec<UndoList> = Vec::new();
         let made = loop {
@@ -214,15 +300,7 @@ impl Inner {
                 Ok(claimed) => claimed,
                 Err(e) => break Err(e),
             };
-            let plan = Plan {
-                note: format!("wrenn slot {index}"),
-                index,
-                claim,
-                pair: shared.pool.pair(index)?,
-                link: shared.link_name(index),
-                // No sandbox has this name: their ids are letters and digits.
-                netns: shared.netns_dir.join(format!("slot-{index}")),
-            };
+            let plan = self.plan(index, claim)?;
             match self.net.make(&plan, &EgressPolicy::default(), &mut undo) {
                 Ok(slot) => break Ok(Ready { slot, plan, undo }),
                 Err(NetError::IndexTaken { .. }) => refused.push(undo),
@@ -236,6 +314,18 @@ impl Inner {
             undo.run(UNDO_LIMIT);
         }
         made
+    }
+
+    fn plan(&self, index: u16, claim: u64) -> Result<Plan, NetError> {
+        let shared = &self.net.shared;
+        Ok(Plan {
+            note: format!("wrenn slot {index}"),
+            index,
+            claim,
+            pair: shared.pool.pair(index)?,
+            link: shared.link_name(index),
+            netns: shared.pool_namespace(index),
+        })
     }
 
     fn claim_free(&self) -> Result<(u16, u64), NetError> {

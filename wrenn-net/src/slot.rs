@@ -142,7 +142,14 @@ impl HostNet {
         shared.hear(plan.index, plan.claim, &plan.netns)?;
         shared.checkpoint("questions heard")?;
         tracing::debug!(note = plan.note, index = plan.index, link = plan.link, "network slot made");
-        Ok(Slot {
+        Ok(Slot::of(shared, plan))
+    }
+}
+
+impl Slot {
+    /// The slot of a plan, which is there.
+    pub(crate) fn of(shared: &Arc<Shared>, plan: &Plan) -> Self {
+        Self {
             netns: plan.netns.clone(),
             index: plan.index,
             link: plan.link.clone(),
@@ -150,11 +157,9 @@ impl HostNet {
             guest: GuestNet::new(shared.dns.clone()),
             claim: plan.claim,
             shared: Arc::downgrade(shared),
-        })
+        }
     }
-}
 
-impl Slot {
     /// Where the namespace is mounted: what a monitor enters by `setns`.
     pub fn netns(&self) -> &Path {
         &self.netns

@@ -6,6 +6,7 @@ mod net;
 #[path = "common/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use common::{eventually, on_scratch_host, run, within_path};
@@ -182,7 +183,7 @@ fn what_a_killed_process_held_back_stays_held_back() {
         let (length, _) = far.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"I may");
 
-        net.sweep().unwrap();
+        net.sweep(&BTreeSet::new()).unwrap();
         assert!(!held_back().contains(slot.link()), "{}", held_back());
         removed(host_undo);
     });

@@ -12,6 +12,7 @@ mod net;
 #[path = "common/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -257,7 +258,7 @@ fn what_a_killed_process_had_open_is_closed_by_the_next() {
         let time = Duration::from_millis(300);
         let connect = || std::net::TcpStream::connect_timeout(&(WWW, 443).into(), time);
         assert!(within_path(slot.netns(), connect).is_err());
-        net.sweep().unwrap();
+        net.sweep(&BTreeSet::new()).unwrap();
         removed(host_undo);
     });
 }

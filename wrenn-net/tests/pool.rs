@@ -71,6 +71,86 @@ fn a_taken_slot_outlives_the_pool_and_has_its_policy() {
     });
 }
 
+/// What a killed process had is taken over with its policy, and goes as any other slot; what nobody takes over goes first.
+#[test]
+fn a_later_process_takes_over_the_slots_that_it_keeps() {
+    on_scratch_host(|host| {
+        let before = host.state();
+        let mut killed = host.undo();
+        let net = open(host, &mut killed);
+        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
+        let take = |policy: &EgressPolicy| {
+            let mut undo = host.undo();
+            let slot = pool.take(policy, &mut undo).unwrap();
+            undo.commit();
+            slot
+        };
+        let kept = [take(&EgressPolicy::deny_all()), take(&EgressPolicy::default())];
+        let lost = take(&EgressPolicy::default());
+        closed(pool);
+        killed.commit();
+        drop(net);
+
+        let mut host_undo = host.undo();
+        let net = open(host, &mut host_undo);
+        net.sweep(&kept.iter().map(wrenn_net::Slot::index).collect()).unwrap();
+        let links = run("ip", &["-br", "link"]);
+        assert!(!links.contains(&format!("{} ", lost.link())) && !lost.netns().exists(), "{links}");
+        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
+        let (mut undo, mut other) = (host.undo(), host.undo());
+        let denied = pool.take_over(kept[0].index(), &EgressPolicy::deny_all(), &mut undo).unwrap();
+        let allowed = pool.take_over(kept[1].index(), &EgressPolicy::default(), &mut undo).unwrap();
+        assert_eq!((denied.netns(), denied.link()), (kept[0].netns(), kept[0].link()));
+        let rules = run("nft", &["list", "ruleset"]);
+        assert!(
+            rules.contains(denied.link()) && !rules.contains(&format!("{}\"", allowed.link())),
+            "{rules}"
+        );
+        let new = pool.take(&EgressPolicy::default(), &mut other).unwrap();
+        assert!(!kept.iter().any(|slot| slot.index() == new.index()), "theirs are in use");
+        for index in [lost.index(), new.index(), kept[0].index()] {
+            let refused = pool.take_over(index, &EgressPolicy::default(), &mut other).unwrap_err();
+            assert!(matches!(refused, NetError::SlotGone { .. }), "{refused:?}");
+        }
+        removed(other);
+        removed(undo);
+        closed(pool);
+        removed(host_undo);
+        drop(net);
+        assert_eq!(host.state(), before);
+    });
+}
+
+#[test]
+fn a_slot_that_is_not_whole_is_not_taken_over_and_goes() {
+    on_scratch_host(|host| {
+        let before = host.state();
+        let mut killed = host.undo();
+        let net = open(host, &mut killed);
+        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
+        let mut undo = host.undo();
+        let slot = pool.take(&EgressPolicy::default(), &mut undo).unwrap();
+        undo.commit();
+        closed(pool);
+        killed.commit();
+        drop(net);
+        run("ip", &["link", "del", slot.link()]);
+
+        let mut host_undo = host.undo();
+        let net = open(host, &mut host_undo);
+        net.sweep(&BTreeSet::from([slot.index()])).unwrap();
+        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
+        let mut undo = host.undo();
+        let error = pool.take_over(slot.index(), &EgressPolicy::default(), &mut undo).unwrap_err();
+        assert!(error.to_string().contains(slot.link()), "{error}");
+        removed(undo);
+        closed(pool);
+        removed(host_undo);
+        drop(net);
+        assert_eq!(host.state(), before);
+    });
+}
+
 #[test]
 fn a_dropped_pool_leaves_nothing() {
     on_scratch_host(|host| {

@@ -149,6 +149,9 @@ impl SnapshotStore {
     /// # Errors
     /// One of them cannot be removed; the others may be gone.
     pub fn prune(&self, keep: u64) -> Result<(), SnapshotError> {
+        if !self.dir.is_dir() {
+            return Ok(());
+        }
         durable::sweep(&self.dir).map_err(SnapshotError::io("sweep", &self.dir))?;
         for generation in self.generations()?.into_iter().filter(|g| *g < keep) {
             let path = self.path(generation);

@@ -49,6 +49,10 @@ pub struct FaultServerOptions {
     /// [`outcome`](crate::FaultServer::outcome) tells so: kill the process that was served, which otherwise
     /// waits for ever. Not called after a regular end.
     pub on_failure: Option<FailureCallback>,
+    /// Whether the process that was served is sent SIGKILL after the server failed, once
+    /// [`outcome`](crate::FaultServer::outcome) tells so; as [`Self::on_failure`] for who has no other hold on the process. By
+    /// its pidfd, so that it never reaches another. Default no.
+    pub kill_on_failure: bool,
     /// The name of the server's threads, of which the kernel keeps 15 bytes. Default `wrenn-uffd`.
     pub thread_name: String,
 }
@@ -71,6 +75,7 @@ impl Default for FaultServerOptions {
             prefetch: Prefetch::None,
             prefetch_limit: u64::MAX,
             on_failure: None,
+            kill_on_failure: false,
             thread_name: "wrenn-uffd".to_owned(),
         }
     }
@@ -86,6 +91,7 @@ impl fmt::Debug for FaultServerOptions {
             .field("prefetch", &self.prefetch)
             .field("prefetch_limit", &self.prefetch_limit)
             .field("on_failure", &self.on_failure.is_some())
+            .field("kill_on_failure", &self.kill_on_failure)
             .field("thread_name", &self.thread_name)
             .finish()
     }

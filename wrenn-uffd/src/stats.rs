@@ -3,13 +3,15 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The number of latency buckets: the last one begins at about four seconds.
 pub const LATENCY_BUCKETS: usize = 24;
 
 /// A server's counters at one moment.
 ///
 /// They are read one after the other while the server goes on, so they may differ by what it did meanwhile.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FaultStats {
     /// Faults that were answered, those for pages that were there by then included.

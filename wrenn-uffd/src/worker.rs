@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::accept::{Peer, SocketPath, Wait};
 use crate::cache::Backing;
@@ -55,6 +56,9 @@ impl Worker {
         }
         let shared = reporter.shared.clone();
         if shared.outcome().is_some_and(|outcome| outcome.is_err()) {
+            if self.options.kill_on_failure {
+                served.kill();
+            }
             served.hold(&shared);
         }
         for helper in served.helpers.drain(..) {
@@ -115,6 +119,15 @@ impl Worker {
 }
 
 impl Served {
+    /// Ends the process, if one has connected.
+    fn kill(&self) {
+        let Some(peer) = &self.peer else { return };
+        match pidfd_send_signal(&peer.process, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => tracing::error!(%error, "a process whose memory cannot be served cannot be ended"),
+        }
+    }
+
     /// Waits for the process's end, or for being stopped.
     fn hold(&self, shared: &Shared) {
         let Some(peer) = &self.peer else { return };

@@ -76,7 +76,7 @@ impl CgroupTree {
         let dir = parent.join(spec.host.as_str());
         let (tree, shared) = (dir.clone(), parent.clone());
         undo.push("the host's cgroups", move |deadline| {
-            sweep(&tree, deadline)?;
+            sweep(&tree, |_| false, deadline)?;
             remove(&tree, deadline)?;
             // Another host's may be in it.
             let _ = fs::remove_dir(&shared);
@@ -103,13 +103,25 @@ impl CgroupTree {
         &self.dir
     }
 
-    /// Kills every process in the tree's cgroups and removes them: what a killed process of the host left. Returns how
-    /// many there were.
+    /// Kills every process in the tree's cgroups and removes them, but for those whose names are to be kept: what a killed
+    /// process of the host left. Returns how many there were.
     ///
     /// # Errors
     /// The first that could not be removed in time; the others are gone all the same.
-    pub fn sweep(&self, deadline: Deadline) -> Result<usize, CgroupError> {
-        sweep(&self.dir, deadline)
+    pub fn sweep(&self, keep: impl Fn(&str) -> bool, deadline: Deadline) -> Result<usize, CgroupError> {
+        sweep(&self.dir, keep, deadline)
+    }
+
+    /// Moves a process into a cgroup of the tree that is called `name`, without limits but with the CPUs of the caller's. The
+    /// cgroup goes with the tree.
+    ///
+    /// # Errors
+    /// [`CgroupError`]: the process is where it was.
+    pub fn hold(&self, name: &str, pid: u32) -> Result<(), CgroupError> {
+        let dir = self.dir.join(name);
+        fs::create_dir_all(&dir).map_err(CgroupError::io("create", &dir))?;
+        cpus::confine(&dir)?;
+        write(&dir.join("cgroup.procs"), &pid.to_string())
     }
 
     /// Makes the cgroup of one sandbox, with its limits; `undo` ends what is in it and removes it.
@@ -127,6 +139,27 @@ impl CgroupTree {
         fs::create_dir(&dir).map_err(CgroupError::io("create", &dir))?;
         limits.apply(&dir)?;
         cpus::confine(&dir)?;
+        self.open_one(dir, limits)
+    }
+
+    /// The cgroup of a sandbox that an earlier process made, with the limits that it was given; nothing where there is none.
+    /// `undo` ends what is in it and removes it.
+    pub(crate) fn take_over(
+        &self,
+        id: &SandboxId,
+        limits: &Limits,
+        undo: &mut UndoList,
+    ) -> Result<Option<Cgroup>, CgroupError> {
+        let dir = self.dir.join(id.as_str());
+        if !dir.exists() {
+            return Ok(None);
+        }
+        let undone = dir.clone();
+        undo.push(format!("the cgroup of sandbox {id}"), move |deadline| Ok(remove(&undone, deadline)?));
+        self.open_one(dir, limits).map(Some)
+    }
+
+    fn open_one(&self, dir: PathBuf, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let handle = File::open(&dir).map_err(CgroupError::io("open", &dir))?;
         // Bound to this cgroup, whatever has its name later. Before Linux 5.14 there is no such file.
         let kill = OpenOptions::new().write(true).open(dir.join("cgroup.kill")).ok();
@@ -171,6 +204,9 @@ impl Cgroup {
     ///
     /// Before that there may be more than the limit in use, and the kernel would kill for it.
     pub(crate) fn settle_memory(&self, deadline: Deadline) -> Result<(), CgroupError> {
+        if self.memory.is_none() {
+            return Ok(());
+        }
         while self.with_memory()? > 1 {
             if deadline.passed() {
                 return Err(CgroupError::Busy { dir: self.dir.clone() });
@@ -250,13 +286,14 @@ fn hand_down(dir: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Removes every cgroup in `dir`; none is fine.
-fn sweep(dir: &Path, deadline: Deadline) -> Result<usize, CgroupError> {
+/// Removes every cgroup in `dir` but those to be kept; none is fine.
+fn sweep(dir: &Path, keep: impl Fn(&str) -> bool, deadline: Deadline) -> Result<usize, CgroupError> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
         result => result.map_err(CgroupError::io("list", dir))?,
     };
     let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let children = children.filter(|entry| !entry.file_name().to_str().is_some_and(&keep));
     let results: Vec<_> = children.map(|child| remove(&child.path(), deadline)).collect();
     let removed = results.len();
     results.into_iter().collect::<Result<(), _>>().map(|()| removed)

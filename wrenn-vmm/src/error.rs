@@ -96,6 +96,14 @@ pub enum VmmError {
         /// Why.
         source: io::Error,
     },
+    /// The monitor that was to be taken over has ended.
+    #[error("the monitor of sandbox {id}, process {pid}, has ended")]
+    Gone {
+        /// The sandbox.
+        id: SandboxId,
+        /// The process's number.
+        pid: i32,
+    },
     /// The process was started but cannot be watched; it was killed.
     #[error("could not watch the monitor's process")]
     Watch {

@@ -13,7 +13,7 @@ mod root;
 mod sys;
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -138,9 +138,11 @@ fn place(spec: &MonitorSpec) -> Result<(Place, PathBuf), VmmError> {
         });
     };
     make_vm_dir()?;
-    if let Some(disk) = disk {
-        check_disk(disk)?;
-        give_disk(disk, containment.user)?;
+    if let Some(disk) = disk
+        && check_disk(disk)?.is_file()
+    {
+        // Of a block device the user gets a node of its own.
+        chown(&disk.source, Some(containment.user), Some(containment.user)).map_err(missing(disk))?;
     }
     let plan = RootPlan::new(&path, api_dir(spec), disk, containment)?;
     let cpus = rustix::thread::sched_getaffinity(None)
@@ -244,20 +246,12 @@ fn missing(disk: &DiskMount) -> impl FnOnce(io::Error) -> VmmError {
     |source| VmmError::DiskMissing { path: disk.source.clone(), source }
 }
 
-fn check_disk(disk: &DiskMount) -> Result<(), VmmError> {
+fn check_disk(disk: &DiskMount) -> Result<Metadata, VmmError> {
     let meta = disk.source.metadata().map_err(missing(disk))?;
     if !meta.is_file() && !meta.file_type().is_block_device() {
         return Err(missing(disk)(io::Error::other("it is neither a file nor a block device")));
     }
-    Ok(())
-}
-
-/// A disk that is a file becomes the user's. Of a block device the user gets a node of its own.
-fn give_disk(disk: &DiskMount, user: u32) -> Result<(), VmmError> {
-    match disk.source.metadata().map_err(missing(disk))?.is_file() {
-        true => chown(&disk.source, Some(user), Some(user)).map_err(missing(disk)),
-        false => Ok(()),
-    }
+    Ok(meta)
 }
 
 fn make_vm_dir() -> Result<(), VmmError> {

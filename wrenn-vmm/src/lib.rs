@@ -63,7 +63,7 @@ pub use self::{
     error::{SetupStep, VmmError},
     exit::{ExitCause, ExitReport, ExitStatus, GUEST_PANIC_EXIT_CODE},
     memory::{Freezer, GuestMemory, GuestRun, MemoryError},
-    process::{Killer, MonitorProcess},
+    process::{Killer, MonitorProcess, MonitorTakeOver},
     program::MonitorProgram,
     spec::{DiskMount, MonitorSpec, ROOT_DISK_PATH, VM_DIR},
 };

@@ -15,20 +15,40 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tokio::time::{Instant, timeout};
-use wrenn_base::{Bytes, Deadline, UndoList};
+use wrenn_base::{Bytes, Deadline, ProcessIdentity, SandboxId, UndoList};
 
 use crate::api::{InstanceInfo, SavedMemory};
-use crate::client::Client;
+use crate::cgroup::{CgroupTree, Limits};
+use crate::client::{Client, Timeouts};
+use crate::console::Console;
 use crate::error::VmmError;
 use crate::exit::ExitReport;
-use crate::launch::{ApiDir, absolute, check_containment, clear_socket, launch};
+use crate::launch::{ApiDir, Spawned, absolute, check_containment, clear_socket, launch};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::spec::MonitorSpec;
 use crate::watch::{ExitWatch, Watched};
 
 /// How long a process may take to disappear after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A monitor that an earlier process started; see [`MonitorProcess::take_over`].
+#[derive(Debug, Clone)]
+pub struct MonitorTakeOver {
+    /// Whose monitor it is.
+    pub id: SandboxId,
+    /// The process.
+    pub process: ProcessIdentity,
+    /// The Unix socket that it listens on.
+    pub api_socket: PathBuf,
+    /// The file that its output is appended to.
+    pub console_log: PathBuf,
+    /// The user that it runs as, where it is contained.
+    pub user: Option<u32>,
+    /// Where its cgroup is, if it has one, and the limits that it was given.
+    pub cgroup: Option<(CgroupTree, Limits)>,
+}
 
 /// A monitor's process, from its start until it is collected.
 #[derive(Debug)]
@@ -83,6 +103,43 @@ impl MonitorProcess {
         let exit = watched.exit_watch();
         let client = Client::watched(spec.api_socket, spec.timeouts, exit.clone());
         Ok(Self { watched, exit, client, console_log: spec.console_log, user, api_dir })
+    }
+
+    /// Takes over a monitor that an earlier process started and that runs still: from here on `undo` ends it, as it would have
+    /// ended one of [`spawn`](Self::spawn). How it ends cannot be known, as only a parent is told.
+    ///
+    /// Blocks for less than a millisecond.
+    ///
+    /// # Errors
+    /// [`VmmError::Gone`] where it has ended; [`VmmError::Cgroup`], [`VmmError::Prepare`] and [`VmmError::Watch`], and it has
+    /// been sent SIGKILL.
+    pub fn take_over(spec: MonitorTakeOver, undo: &mut UndoList) -> Result<Self, VmmError> {
+        let MonitorTakeOver { id, process, api_socket, console_log, user, cgroup } = spec;
+        let socket = api_socket.clone();
+        undo.push("the monitor's API socket", move |_| Ok(clear_socket(&socket)?));
+        // Whatever comes of it, its undo is registered, and so it goes with the rest.
+        let cgroup = match &cgroup {
+            Some((tree, limits)) => tree.take_over(&id, limits, undo),
+            None => Ok(None),
+        };
+        let pid = process.pid();
+        let held = process.open().map_err(|source| VmmError::Watch { source })?;
+        let pidfd = held.ok_or_else(|| VmmError::Gone { id: id.clone(), pid })?;
+        let process = Spawned { pid: Pid::from_raw(pid).expect("it was just found by this number"), pidfd };
+        let prepare = || {
+            let path = || console_log.clone();
+            let failed = |source| VmmError::Prepare { what: "the console log", path: path(), source };
+            Ok::<_, VmmError>((cgroup?, Console::open(&console_log).map_err(failed)?))
+        };
+        let (cgroup, console) = prepare().inspect_err(|_| process.abandon())?;
+        let watched = Watched::start(id.clone(), process, user.is_some(), cgroup, console)?;
+        let stopped = Arc::clone(&watched);
+        undo.push(format!("the monitor of sandbox {id}"), move |deadline| {
+            Ok(stopped.stop_blocking(deadline)?)
+        });
+        let exit = watched.exit_watch();
+        let client = Client::watched(api_socket, Timeouts::default(), exit.clone());
+        Ok(Self { watched, exit, client, console_log, user, api_dir: None })
     }
 
     /// Waits until the monitor answers on its API socket, at most `limit`, and returns what it says it is.

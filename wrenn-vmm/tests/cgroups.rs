@@ -27,11 +27,13 @@ fn a_sweep_ends_what_a_killed_host_left() {
         std::thread::sleep(Duration::from_millis(50));
         child.wait().unwrap()
     });
-    assert_eq!(tree.sweep(Deadline::after(PATIENCE)).unwrap(), 1);
+    let name = left.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(tree.sweep(|it| it == name, Deadline::after(PATIENCE)).unwrap(), 0, "it is to be kept");
+    assert_eq!(tree.sweep(|_| false, Deadline::after(PATIENCE)).unwrap(), 1);
     let status: ExitStatus = waiting.join().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     assert!(!left.exists() && tree.path().exists());
-    assert_eq!(tree.sweep(Deadline::after(PATIENCE)).unwrap(), 0);
+    assert_eq!(tree.sweep(|_| false, Deadline::after(PATIENCE)).unwrap(), 0);
     scene.finish();
     assert!(!tree.path().exists());
 }

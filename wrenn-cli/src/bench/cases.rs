@@ -171,7 +171,7 @@ impl Bench<'_> {
         let sandbox = template.builder().restore(all).spawn(1).await?.remove(0);
         let (mut last, mut seen) = (Instant::now(), 0);
         while last.elapsed() < Duration::from_secs(1) {
-            let now = sandbox.fault_stats().map_or(0, |stats| stats.prefetched);
+            let now = sandbox.fault_stats().await.map_or(0, |stats| stats.prefetched);
             if now != seen {
                 (seen, last) = (now, Instant::now());
             }

@@ -92,7 +92,7 @@ pub(super) async fn spawn_one(
     run(&sandbox, "true").await?;
     let first_exec = begun.elapsed();
     let timings = sandbox.restore_timings().ok_or("a restored sandbox has timings")?;
-    let faults = sandbox.fault_stats().map_or(0, |stats| stats.faults);
+    let faults = sandbox.fault_stats().await.map_or(0, |stats| stats.faults);
     Ok((sandbox, Resumed { timings, first_exec, faults }))
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use wrenn_base::{Bytes, HostId};
 use wrenn_net::NetError;
+use wrenn_pager::{PagerError, PagerProgram};
 use wrenn_storage::{BackendChoice, CloneKind, GuestFiles, ImageRegistry, RootDisks, clone_file};
 use wrenn_vmm::{MonitorProgram, VmmError};
 
@@ -17,10 +18,14 @@ const ENOUGH_SPACE: Bytes = Bytes(2 << 30);
 const MONITOR_REMEDY: &str =
     "build wrenn-monitor and put it beside the program or on PATH, or name one with WRENN_MONITOR";
 
+const PAGER_REMEDY: &str =
+    "build wrenn-pager and put it beside the program or on PATH, or name one with WRENN_PAGER";
+
 /// What a host is to be opened with.
 pub(crate) struct Inputs {
     pub(crate) data: PathBuf,
     pub(crate) monitor: Result<MonitorProgram, VmmError>,
+    pub(crate) pager: Result<PagerProgram, PagerError>,
 }
 
 /// Looks at everything. Blocks for some 100 milliseconds.
@@ -33,6 +38,7 @@ pub(crate) fn look(inputs: Inputs) -> Preflight {
         device_mapper(),
         cgroups(),
         monitor(inputs.monitor),
+        pager(inputs.pager),
         disk_space(&inputs.data),
         reflinks(&inputs.data),
         guest_files(&inputs.data),
@@ -130,6 +136,13 @@ fn monitor(found: Result<MonitorProgram, VmmError>) -> Check {
     match found {
         Ok(program) => Check::good(Subject::Monitor, program.path().display().to_string()),
         Err(error) => Check::missing(Subject::Monitor, chain(&error), MONITOR_REMEDY),
+    }
+}
+
+fn pager(found: Result<PagerProgram, PagerError>) -> Check {
+    match found {
+        Ok(program) => Check::good(Subject::Pager, program.path().display().to_string()),
+        Err(error) => Check::missing(Subject::Pager, chain(&error), PAGER_REMEDY),
     }
 }
 
@@ -242,15 +255,18 @@ mod tests {
     use super::super::Verdict;
     use super::*;
 
-    fn look_at(data: &Path, monitor: &str) -> Preflight {
-        look(Inputs { data: data.to_owned(), monitor: MonitorProgram::discover(Some(Path::new(monitor))) })
+    /// With the same for monitor and pager.
+    fn look_at(data: &Path, program: &str) -> Preflight {
+        let program = Some(Path::new(program));
+        let (monitor, pager) = (MonitorProgram::discover(program), PagerProgram::discover(program));
+        look(Inputs { data: data.to_owned(), monitor, pager })
     }
 
     #[test]
     fn everything_is_looked_at_and_nothing_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let found = look_at(dir.path(), "/bin/sh");
-        assert_eq!(found.checks().len(), 11);
+        assert_eq!(found.checks().len(), 12);
         for check in found.checks() {
             assert!(!check.found.is_empty(), "{check:?}");
             assert_eq!(check.remedy.is_none(), check.verdict == Verdict::Good, "{check:?}");
@@ -263,9 +279,12 @@ mod tests {
     fn what_is_missing_is_named_with_its_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let found = look_at(&dir.path().join("not/there/yet"), "/no/monitor");
-        for (subject, why) in
-            [(Subject::Monitor, "/no/monitor"), (Subject::GuestFiles, "guest"), (Subject::Images, "none in")]
-        {
+        for (subject, why) in [
+            (Subject::Monitor, "/no/monitor"),
+            (Subject::Pager, "/no/monitor"),
+            (Subject::GuestFiles, "guest"),
+            (Subject::Images, "none in"),
+        ] {
             let check = found.of(subject).unwrap();
             assert_eq!(check.verdict, Verdict::Missing, "{check:?}");
             assert!(check.found.contains(why), "{check:?}");

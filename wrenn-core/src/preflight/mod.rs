@@ -31,6 +31,8 @@ pub enum Subject {
     DiskSpace,
     /// The monitor program.
     Monitor,
+    /// The program that pages memory in.
+    Pager,
     /// The kernel and the initramfs that guests boot.
     GuestFiles,
     /// At least one image.
@@ -49,6 +51,7 @@ impl fmt::Display for Subject {
             Self::Cgroups => "cgroups",
             Self::DiskSpace => "disk space",
             Self::Monitor => "monitor",
+            Self::Pager => "pager",
             Self::GuestFiles => "guest kernel",
             Self::Images => "images",
         })

@@ -134,6 +134,14 @@ impl Mapper {
         Ok(lines.into_iter().next().map(|(.., status)| status).unwrap_or_default())
     }
 
+    /// The number of a device that is there.
+    pub(super) fn number(&self, name: &str) -> Result<DeviceNumber, DiskError> {
+        let failed = |source| DiskError::Mapper { action: "find", device: name.to_owned(), source };
+        let id = DevId::Name(dm_name(name).map_err(failed)?);
+        let device = self.dm.device_info(&id).map_err(|error| failed(into_io(error)))?.device();
+        Ok(DeviceNumber { major: device.major, minor: device.minor })
+    }
+
     /// Removes a device; one that is not there is fine. Waits while it is in use, until the deadline.
     pub(super) fn remove(&self, name: &str, deadline: Deadline) -> Result<(), DiskError> {
         let failed = |source| DiskError::Mapper { action: "remove", device: name.to_owned(), source };

@@ -167,6 +167,27 @@ impl RootDisks {
         Ok(RootDisk { device, cow: spec.cow.to_owned(), attachment })
     }
 
+    /// Takes over the disk that an earlier process attached for `sandbox`, with its changes in `cow`, and registers the undo of
+    /// [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// [`DiskError::Mapper`] or [`DiskError::Io`] where it is not there.
+    pub fn take_over(
+        &self,
+        sandbox: &SandboxId,
+        cow: &Path,
+        undo: &mut UndoList,
+    ) -> Result<RootDisk, DiskError> {
+        let (device, attachment) = match &self.backend {
+            Backend::Copy => (cow.to_owned(), Arc::new(Attachment::default())),
+            Backend::DeviceMapper(mapper) => {
+                snapshot::take_over(mapper, &Names::of(&self.host, sandbox), cow, undo)?
+            }
+        };
+        fs::metadata(cow).map_err(DiskError::io("look at", cow))?;
+        Ok(RootDisk { device, cow: cow.to_owned(), attachment })
+    }
+
     /// Writes what a sandbox's disk shows to the new file `target`: an image that needs no other.
     ///
     /// Maps nothing, and only reads: the image and the cow file are left as they are. The disk is detached, or it is

@@ -16,7 +16,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,7 +145,45 @@ pub(super) fn attach(
         read_changes(cow, geometry)?;
     }
     let existed = existing.is_some();
-    let mut node = spec.cow.as_os_str().to_owned();
+    let (node, attachment) = register_undo(mapper, names, spec.cow, undo);
+    if !existed {
+        // A store of nothing but zeros is a new one to the kernel.
+        create_cow(spec.cow, |file| file.set_len(length))?;
+    }
+    let result = map(mapper, names, spec, geometry).and_then(|number| provide(number, &node));
+    if result.is_err() && !existed {
+        // Gone before its loop device is, which then shows a deleted file until the undo has run.
+        let _ = std::fs::remove_file(spec.cow);
+    }
+    result.map(|device| (device, attachment))
+}
+
+/// The disk that an earlier process attached.
+pub(super) fn take_over(
+    mapper: &Arc<Mapper>,
+    names: &Names,
+    cow: &Path,
+    undo: &mut UndoList,
+) -> Result<(PathBuf, Arc<Attachment>), DiskError> {
+    let (node, attachment) = register_undo(mapper, names, cow, undo);
+    Ok((provide(mapper.number(&names.disk)?, &node)?, attachment))
+}
+
+/// A node for the disk's device: the system's, or else the one at `node`.
+fn provide(number: DeviceNumber, node: &Path) -> Result<PathBuf, DiskError> {
+    let name = format!("dm-{}", number.minor);
+    let provided = node::provide(&name, number, node).map_err(DiskError::io("make the device node", node));
+    provided.map(|(device, _ours)| device)
+}
+
+/// Registers what takes the devices away, and the node that is made where the system makes none.
+fn register_undo(
+    mapper: &Arc<Mapper>,
+    names: &Names,
+    cow: &Path,
+    undo: &mut UndoList,
+) -> (PathBuf, Arc<Attachment>) {
+    let mut node = cow.as_os_str().to_owned();
     node.push(".dev");
     let node = PathBuf::from(node);
     let attachment = Arc::new(Attachment(
@@ -153,19 +191,7 @@ pub(super) fn attach(
     ));
     let undone = Arc::clone(&attachment);
     undo.push(format!("root disk {}", names.disk), move |deadline| Ok(undone.release(deadline)?));
-    if !existed {
-        // A store of nothing but zeros is a new one to the kernel.
-        create_cow(spec.cow, |file| file.set_len(length))?;
-    }
-    let result = map(mapper, names, spec, geometry).and_then(|number| {
-        let name = format!("dm-{}", number.minor);
-        node::provide(&name, number, &node).map_err(DiskError::io("make the device node", &node))
-    });
-    if result.is_err() && !existed {
-        // Gone before its loop device is, which then shows a deleted file until the undo has run.
-        let _ = std::fs::remove_file(spec.cow);
-    }
-    result.map(|(device, _ours)| (device, attachment))
+    (node, attachment)
 }
 
 /// Stacks the devices, lowest first, and returns the disk's number.

@@ -21,6 +21,9 @@ use super::share;
 use super::writer::ImageWriter;
 use crate::durable;
 
+/// How often an image is opened anew that was compacted while it was being opened.
+const OPEN_ATTEMPTS: usize = 3;
+
 /// The memory of a paused guest. Cloning it is cheap; clones share their open layers.
 ///
 /// ```
@@ -163,8 +166,19 @@ impl MemoryImage {
     /// is checked block by block when it is read, or at once by [`verify`](Self::verify).
     ///
     /// # Errors
-    /// A variant of [`MemoryError`] for each thing that can be wrong with the files; nothing is changed.
+    /// A variant of [`MemoryError`] for each thing that can be wrong with the files; nothing is changed. A manifest that is
+    /// replaced meanwhile, its layers merged, is read anew.
     pub fn open(path: &Path, layers: &LayerDir) -> Result<Self, MemoryError> {
+        let mut attempt = 1;
+        loop {
+            match Self::open_once(path, layers) {
+                Err(MemoryError::MissingLayer { .. }) if attempt < OPEN_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    fn open_once(path: &Path, layers: &LayerDir) -> Result<Self, MemoryError> {
         let Manifest { layers: records, map, flat } = Manifest::read(path)?;
         let open = |record: LayerRecord| Layer::open(record, layers).map(Arc::new);
         let opened = records.into_iter().map(open).collect::<Result<_, _>>()?;
@@ -195,6 +209,11 @@ impl MemoryImage {
     /// Computed at each call, from as many bytes as the manifest has.
     pub fn identity(&self) -> ImageIdentity {
         ImageIdentity::of(&self.manifest())
+    }
+
+    /// The directory of its layers.
+    pub fn layer_dir(&self) -> &LayerDir {
+        &self.dir
     }
 
     /// The layers that this image needs: what [`LayerDir::retain`] has to be told for it.
@@ -234,10 +253,6 @@ impl MemoryImage {
 
     pub(super) fn is_flat(&self) -> bool {
         self.content.flat
-    }
-
-    pub(super) fn layer_dir(&self) -> &LayerDir {
-        &self.dir
     }
 
     pub(super) fn layers(&self) -> &[Arc<Layer>] {

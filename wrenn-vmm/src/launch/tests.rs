@@ -128,7 +128,11 @@ fn every_step_that_fails_is_told_and_leaves_nothing() {
         assert!(!seen(), "{step:?}");
         assert_eq!(dir.path().metadata().unwrap().uid(), owner, "{step:?}");
         if let Some(tree) = &tree {
-            assert_eq!(tree.sweep(wrenn_base::Deadline::after(Duration::ZERO)).unwrap(), 0, "{step:?}");
+            assert_eq!(
+                tree.sweep(|_| false, wrenn_base::Deadline::after(Duration::ZERO)).unwrap(),
+                0,
+                "{step:?}"
+            );
         }
     }
     assert!(undo.run(Duration::from_secs(30)).is_empty());
