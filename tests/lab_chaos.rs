@@ -24,7 +24,7 @@ use support::{HostState, TestHost, base};
 use wrenn::{ErrorKind, Host, RestoreOptions, Sandbox, SandboxId, SandboxState, ShutdownPolicy};
 use wrenn_storage::{LayerDir, MemoryImage};
 
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 4;
 
 fn from_env(name: &str, default: u64) -> u64 {
     std::env::var(name)

@@ -18,7 +18,7 @@ const USERS: usize = 4;
 
 /// How many are paused, how many run, and how much is done with them.
 fn size() -> [usize; 3] {
-    let text = std::env::var("WRENN_MANY").unwrap_or_else(|_| "10,3,40".to_owned());
+    let text = std::env::var("WRENN_MANY").unwrap_or_else(|_| "6,2,24".to_owned());
     let numbers: Vec<usize> = text.split(',').map(|number| number.parse().expect("a number")).collect();
     numbers.try_into().expect("WRENN_MANY is three numbers with commas")
 }
@@ -109,7 +109,7 @@ async fn many_sandboxes_are_worked_on_side_by_side() {
     test.open().await.close().await.unwrap();
     let before = HostState::of(&test.data());
     let host = test.open().await;
-    let parent = host.sandbox("debian").unwrap().memory(MiB(64)).create().await.unwrap();
+    let parent = host.sandbox("debian").unwrap().memory(MiB(80)).create().await.unwrap();
     write(&parent, "born").await;
     let template = pause(parent).await.to_template("small").await.unwrap();
     let made = stream::iter(0..paused + running)

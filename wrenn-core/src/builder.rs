@@ -52,7 +52,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// The guest's memory, from 64 MiB to the host's physical memory; 256 MiB where not set.
+    /// The guest's memory, from 80 MiB to the host's physical memory; 256 MiB where not set.
     pub fn memory(mut self, size: MiB) -> Self {
         self.spec.memory = size;
         self

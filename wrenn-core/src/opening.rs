@@ -5,6 +5,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,10 @@ use crate::templates_in_use::TemplatesInUse;
 const DEFAULT_DATA: &str = "/var/lib/wrenn";
 const DEFAULT_RUN: &str = "/run/wrenn";
 const FORMAT: u32 = 1;
+/// How long the lock of a data directory is waited for: one who has just been killed may have been starting a process, which
+/// holds all that was open until it is the program that it is to be.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// How many network slots are kept ready where it was not said: a burst of sandboxes, and little on the machine.
 const DEFAULT_READY_SLOTS: usize = 4;
 
@@ -269,10 +275,14 @@ fn lock(data: &Path) -> Result<File, Cause> {
     let path = data.join("lock");
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(|source| Cause::io("open", &path, source))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Cause::DataDirBusy { path: data.to_owned() }),
-        Err(e) => Err(Cause::io("lock", &path, e.into())),
+    let given_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < given_up => thread::sleep(LOCK_PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Cause::DataDirBusy { path: data.to_owned() }),
+            Err(e) => return Err(Cause::io("lock", &path, e.into())),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::lifetime::Lifetime;
 use crate::network::NetworkPolicy;
 
 /// The smallest guest that boots the default kernel and still has room to work.
-pub(crate) const MIN_MEMORY: MiB = MiB(64);
+pub(crate) const MIN_MEMORY: MiB = MiB(80);
 /// What is given to a sandbox to be found by travels with each of its snapshots: it is to be labels, not files.
 const MOST_METADATA: usize = 64;
 const LONGEST_KEY: usize = 128;

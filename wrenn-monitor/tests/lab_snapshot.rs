@@ -86,11 +86,6 @@ fn restores_from_fault_server(vcpus: u8) {
 }
 
 #[test]
-fn one_vcpu_is_restored_lazily() {
-    restores_from_fault_server(1);
-}
-
-#[test]
 fn two_vcpus_are_restored_lazily() {
     restores_from_fault_server(2);
 }
@@ -125,11 +120,6 @@ fn survives_generations(vcpus: u8) {
         merge(&full.memory, &diff.memory);
         state = diff.state;
     }
-}
-
-#[test]
-fn one_vcpu_survives_generations_of_diffs() {
-    survives_generations(1);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::engine::Engine;
 use crate::protocol::{Reply, Request, receive, send};
@@ -21,12 +21,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// Its standard input is the socket that it is to listen at, as [`PagerClient::start`](crate::PagerClient::start) has it.
 pub fn run() -> ExitCode {
+    let level = std::env::var("WRENN_PAGER_LOG").ok().and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
-        .with_env_filter(
-            EnvFilter::try_from_env("WRENN_PAGER_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
-        )
+        .with_max_level(level.unwrap_or(LevelFilter::INFO))
         .init();
     match listener() {
         Ok(listener) => {
