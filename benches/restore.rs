@@ -4,6 +4,7 @@
 //! images from `$WRENN_DATA`, as the `wrenn` command does. Compare within one run. `wrenn bench restore` measures more.
 
 use std::cell::RefCell;
+use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use divan::Bencher;
@@ -12,10 +13,15 @@ use wrenn::{Host, MiB, Prefetch, RestoreMode, RestoreOptions, Sandbox, Template}
 
 const TEMPLATE: &str = "wrenn-cargo-bench";
 
-fn main() {
+fn main() -> ExitCode {
+    // `cargo bench` builds no other program, so this one is the pager too.
+    if let Some(ended) = wrenn::monitor_main() {
+        return ended;
+    }
     divan::main();
     let world = world();
     world.runtime.block_on(async { world.template.delete().await }).expect("the template can be removed");
+    ExitCode::SUCCESS
 }
 
 /// What all benchmarks share: one host, and one template of a guest that was just booted.
@@ -30,7 +36,8 @@ fn world() -> &'static World {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let template = runtime.block_on(async {
-            let host = Host::builder().open().await.expect("the host opens");
+            let host = Host::builder().pager_program(wrenn::embedded_pager()).open().await;
+            let host = host.expect("the host opens");
             let template = host.template(TEMPLATE).expect("a name");
             // What a run that was interrupted left.
             let _ = template.delete().await;

@@ -21,7 +21,7 @@ use expected::{Expected, Found, Random};
 use support::crash::read;
 use support::small::Small;
 use support::{HostState, TestHost, base};
-use wrenn::{ErrorKind, Host, RestoreOptions, Sandbox, SandboxId, SandboxState, ShutdownPolicy};
+use wrenn::{ErrorKind, Host, MiB, RestoreOptions, Sandbox, SandboxId, SandboxState, ShutdownPolicy};
 use wrenn_storage::{LayerDir, MemoryImage};
 
 const ROUNDS: u64 = 4;
@@ -125,7 +125,7 @@ fn look_at_machine(test: &TestHost, running: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_everything_is_where_it_must_be() {
-    let small = Small::new();
+    let small = Small::new(MiB(1024));
     let test = TestHost::below(small.dir());
     test.open().await.close().await.unwrap();
     expected::begin(&test.data());

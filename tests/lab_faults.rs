@@ -43,7 +43,7 @@ async fn bad_requests_touch_nothing() {
     }
     let unknown = host.sandbox("nosuchimage").unwrap().memory(MiB(128));
     refused(&test, unknown, ErrorKind::NotFound, &["nosuchimage"]).await;
-    refused(&test, small(&host).memory(MiB(0)), ErrorKind::InvalidInput, &["memory", "64 MiB"]).await;
+    refused(&test, small(&host).memory(MiB(0)), ErrorKind::InvalidInput, &["memory", "80 MiB"]).await;
     refused(&test, small(&host).memory(MiB(u32::MAX)), ErrorKind::InvalidInput, &["memory", "this host has"])
         .await;
     refused(&test, small(&host).vcpus(0), ErrorKind::InvalidInput, &["vcpus", "1 to 32"]).await;

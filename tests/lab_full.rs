@@ -5,7 +5,7 @@ mod support;
 use support::crash::{LATER, pause, read, resume, start, write};
 use support::small::Small;
 use support::{HostState, TestHost};
-use wrenn::Error;
+use wrenn::{Error, MiB};
 
 /// How many bytes are left for an operation, from nothing to more than it needs.
 const ROOM: [u64; 4] = [0, 1 << 20, 8 << 20, 80 << 20];
@@ -19,7 +19,7 @@ fn assert_full(error: &Error) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_fails_what_needs_room_and_loses_nothing() {
-    let small = Small::new();
+    let small = Small::new(MiB(512));
     let test = TestHost::below(small.dir());
     let host = test.open().await;
     let mut sandbox = resume(pause(start(&test, &host).await).await).await;

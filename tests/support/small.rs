@@ -4,17 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A file system of 512 MiB.
+/// See above.
 pub(crate) struct Small {
     scratch: tempfile::TempDir,
 }
 
 impl Small {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(size: wrenn::MiB) -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        run(Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=512m,huge=never", "none"])
-            .arg(scratch.path()));
+        let options = format!("size={}m,huge=never", size.0);
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(scratch.path()));
         Self { scratch }
     }
 

@@ -88,8 +88,8 @@ impl HostNet {
     /// Sets up the host's side: the directory, the firewall table `wrenn_<host id>`, and forwarding.
     ///
     /// The host is the network namespace of the calling thread. A table that a killed process left is replaced in
-    /// one step, so that slots that live on are not cut off; those with an egress policy of their own are, as nobody
-    /// knows it any more. Blocks for a few milliseconds.
+    /// one step, so that slots that live on are not cut off; those with an egress policy of their own are, until they are
+    /// [taken over](crate::SlotPool::take_over) with it. Blocks for a few milliseconds.
     ///
     /// # Errors
     /// [`NetError::InvalidDnsServer`] and [`NetError::PoolClash`] before anything is changed; [`NetError::Firewall`],
