@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use common::{Host, eventually, on_scratch_host, run, within_path};
 use net::{LIMIT, open, removed, spec};
 use wrenn_base::HostId;
-use wrenn_net::{EgressPolicy, HostNet, HostNetSpec, NetError, SlotPool};
+use wrenn_net::{EgressPolicy, HostNet, HostNetSpec, NetError, Slot, SlotPool};
 
 /// A pool of three with all three ready.
 fn full(host: &Host, net: &HostNet, indices: std::ops::RangeInclusive<u16>) -> SlotPool {
@@ -71,52 +71,61 @@ fn a_taken_slot_outlives_the_pool_and_has_its_policy() {
     });
 }
 
+/// Slots with these policies, as a process that was killed leaves them.
+fn left_by_a_killed_process(host: &Host, policies: &[EgressPolicy]) -> Vec<Slot> {
+    let mut killed = host.undo();
+    let net = open(host, &mut killed);
+    let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
+    let take = |policy: &EgressPolicy| {
+        let mut undo = host.undo();
+        let slot = pool.take(policy, &mut undo).unwrap();
+        undo.commit();
+        slot
+    };
+    let slots = policies.iter().map(take).collect();
+    closed(pool);
+    killed.commit();
+    slots
+}
+
+/// Has `work` done by a later process, which keeps the slots `keep`; all that it makes is removed.
+fn later(host: &Host, keep: &[Slot], work: impl FnOnce(&SlotPool)) {
+    let mut host_undo = host.undo();
+    let net = open(host, &mut host_undo);
+    net.sweep(&keep.iter().map(Slot::index).collect()).unwrap();
+    let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
+    work(&pool);
+    closed(pool);
+    removed(host_undo);
+}
+
 /// What a killed process had is taken over with its policy, and goes as any other slot; what nobody takes over goes first.
 #[test]
 fn a_later_process_takes_over_the_slots_that_it_keeps() {
     on_scratch_host(|host| {
         let before = host.state();
-        let mut killed = host.undo();
-        let net = open(host, &mut killed);
-        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
-        let take = |policy: &EgressPolicy| {
-            let mut undo = host.undo();
-            let slot = pool.take(policy, &mut undo).unwrap();
-            undo.commit();
-            slot
-        };
-        let kept = [take(&EgressPolicy::deny_all()), take(&EgressPolicy::default())];
-        let lost = take(&EgressPolicy::default());
-        closed(pool);
-        killed.commit();
-        drop(net);
-
-        let mut host_undo = host.undo();
-        let net = open(host, &mut host_undo);
-        net.sweep(&kept.iter().map(wrenn_net::Slot::index).collect()).unwrap();
-        let links = run("ip", &["-br", "link"]);
-        assert!(!links.contains(&format!("{} ", lost.link())) && !lost.netns().exists(), "{links}");
-        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
-        let (mut undo, mut other) = (host.undo(), host.undo());
-        let denied = pool.take_over(kept[0].index(), &EgressPolicy::deny_all(), &mut undo).unwrap();
-        let allowed = pool.take_over(kept[1].index(), &EgressPolicy::default(), &mut undo).unwrap();
-        assert_eq!((denied.netns(), denied.link()), (kept[0].netns(), kept[0].link()));
-        let rules = run("nft", &["list", "ruleset"]);
-        assert!(
-            rules.contains(denied.link()) && !rules.contains(&format!("{}\"", allowed.link())),
-            "{rules}"
-        );
-        let new = pool.take(&EgressPolicy::default(), &mut other).unwrap();
-        assert!(!kept.iter().any(|slot| slot.index() == new.index()), "theirs are in use");
-        for index in [lost.index(), new.index(), kept[0].index()] {
-            let refused = pool.take_over(index, &EgressPolicy::default(), &mut other).unwrap_err();
-            assert!(matches!(refused, NetError::SlotGone { .. }), "{refused:?}");
-        }
-        removed(other);
-        removed(undo);
-        closed(pool);
-        removed(host_undo);
-        drop(net);
+        let policies = [EgressPolicy::deny_all(), EgressPolicy::default(), EgressPolicy::default()];
+        let slots = left_by_a_killed_process(host, &policies);
+        let (kept, lost) = (&slots[..2], &slots[2]);
+        later(host, kept, |pool| {
+            let links = run("ip", &["-br", "link"]);
+            assert!(!links.contains(&format!("{} ", lost.link())) && !lost.netns().exists(), "{links}");
+            let (mut undo, mut other) = (host.undo(), host.undo());
+            let denied = pool.take_over(kept[0].index(), &policies[0], &mut undo).unwrap();
+            let allowed = pool.take_over(kept[1].index(), &policies[1], &mut undo).unwrap();
+            assert_eq!((denied.netns(), denied.link()), (kept[0].netns(), kept[0].link()));
+            let rules = run("nft", &["list", "ruleset"]);
+            let has_own = |slot: &Slot| rules.contains(&format!("{}\"", slot.link()));
+            assert!(rules.contains(denied.link()) && !has_own(&allowed), "{rules}");
+            let new = pool.take(&EgressPolicy::default(), &mut other).unwrap();
+            assert!(!kept.iter().any(|slot| slot.index() == new.index()), "theirs are in use");
+            for index in [lost.index(), new.index(), kept[0].index()] {
+                let refused = pool.take_over(index, &EgressPolicy::default(), &mut other).unwrap_err();
+                assert!(matches!(refused, NetError::SlotGone { .. }), "{refused:?}");
+            }
+            removed(other);
+            removed(undo);
+        });
         assert_eq!(host.state(), before);
     });
 }
@@ -125,28 +134,15 @@ fn a_later_process_takes_over_the_slots_that_it_keeps() {
 fn a_slot_that_is_not_whole_is_not_taken_over_and_goes() {
     on_scratch_host(|host| {
         let before = host.state();
-        let mut killed = host.undo();
-        let net = open(host, &mut killed);
-        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
-        let mut undo = host.undo();
-        let slot = pool.take(&EgressPolicy::default(), &mut undo).unwrap();
-        undo.commit();
-        closed(pool);
-        killed.commit();
-        drop(net);
+        let slots = left_by_a_killed_process(host, &[EgressPolicy::default()]);
+        let slot = &slots[0];
         run("ip", &["link", "del", slot.link()]);
-
-        let mut host_undo = host.undo();
-        let net = open(host, &mut host_undo);
-        net.sweep(&BTreeSet::from([slot.index()])).unwrap();
-        let pool = SlotPool::start(&net, 1..=100, 0, &host.reaper).unwrap();
-        let mut undo = host.undo();
-        let error = pool.take_over(slot.index(), &EgressPolicy::default(), &mut undo).unwrap_err();
-        assert!(error.to_string().contains(slot.link()), "{error}");
-        removed(undo);
-        closed(pool);
-        removed(host_undo);
-        drop(net);
+        later(host, &slots, |pool| {
+            let mut undo = host.undo();
+            let error = pool.take_over(slot.index(), &EgressPolicy::default(), &mut undo).unwrap_err();
+            assert!(error.to_string().contains(slot.link()), "{error}");
+            removed(undo);
+        });
         assert_eq!(host.state(), before);
     });
 }
