@@ -22,6 +22,8 @@ from paths import CACHE, CONSOLE, DATA, HOME, LAB, LOCK, QEMU_LOG, REPO, SHARE, 
 
 QEMU = "qemu-system-x86_64"
 READY = b"wrenn-lab: ready"
+# What the kernel says when an emulated CPU has lost its timer, which happens now and then early on.
+STALLED = b"rcu_preempt detected stalls"
 # One more than programs get: see `confine` in inside.py.
 CPUS_OF_ITS_OWN = 1
 # Debian's kernel would clear each page as it hands it out, most of which are then written whole: guest memory.
@@ -93,9 +95,10 @@ def up(say):
             try:
                 found = boot()
                 break
-            except PortTaken:
+            except FailedAttempt as why:
                 if attempt == 2:
-                    raise LabError("no free loopback port for the lab after 3 tries") from None
+                    raise LabError(f"{why}, three times\n{logs()}") from None
+                say(f"lab: {why}; once more")
         say(f"lab: up after {time.monotonic() - begun:.1f} s (kernel {found['kernel']})")
         return found, True
 
@@ -133,8 +136,8 @@ def end(pid):
         time.sleep(0.01)
 
 
-class PortTaken(Exception):
-    """Somebody took the port between our looking and QEMU's binding."""
+class FailedAttempt(Exception):
+    """A boot that failed as another may not."""
 
 
 def free_port():
@@ -161,7 +164,7 @@ def boot():
     found = {"pid": qemu.pid, "started": started(qemu.pid), "port": port, "token": token, "kernel": version}
     try:
         record({**found, "ready": False})
-        wait_until_ready(qemu)
+        wait_until_ready(qemu, port)
         found["ready"] = True
         record(found)
     except BaseException:
@@ -234,17 +237,22 @@ def start_qemu(arguments):
         )
 
 
-def wait_until_ready(qemu):
+def wait_until_ready(qemu, port):
     limit = number("WRENN_LAB_BOOT_LIMIT", 180)
     deadline = time.monotonic() + limit
     while True:
+        console = b""
         with contextlib.suppress(FileNotFoundError), open(CONSOLE, "rb") as file:
-            if READY in file.read():
-                return
+            console = file.read()
+        if READY in console:
+            return
+        if STALLED in console:
+            raise FailedAttempt("the lab's kernel stalled while booting")
         if qemu.poll() is not None:
             with open(QEMU_LOG, "rb") as file:
                 if b"host forwarding rule" in file.read():
-                    raise PortTaken
+                    # Taken between our looking and QEMU's binding.
+                    raise FailedAttempt(f"port {port} was taken")
             raise LabError(f"the lab ended while booting (QEMU status {qemu.returncode})\n{logs()}")
         if time.monotonic() > deadline:
             raise LabError(f"the lab did not boot within {limit} s (WRENN_LAB_BOOT_LIMIT)\n{logs()}")

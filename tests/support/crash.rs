@@ -30,15 +30,19 @@ pub(crate) async fn write(sandbox: &Sandbox, text: &str) {
 }
 
 pub(crate) async fn read(sandbox: &Sandbox) -> String {
-    let mut found = Vec::new();
-    for place in PLACES {
-        let bytes = sandbox.files().read(place, 4096).await.expect("the guest answers");
-        found.push(String::from_utf8(bytes.to_vec()).expect("it is text"));
-    }
-    let disk = found.pop().expect("both were read");
-    let memory = found.pop().expect("both were read");
+    let [memory, disk] = places(sandbox).await;
     assert_eq!(memory, disk, "memory and disk are not of one instant");
     memory
+}
+
+/// What is in memory and what is on disk: not the same while somebody writes.
+pub(crate) async fn places(sandbox: &Sandbox) -> [String; 2] {
+    let mut found = PLACES.map(|_| String::new());
+    for (place, text) in PLACES.into_iter().zip(&mut found) {
+        let bytes = sandbox.files().read(place, 4096).await.expect("the guest answers");
+        *text = String::from_utf8(bytes.to_vec()).expect("it is text");
+    }
+    found
 }
 
 pub(crate) async fn pause(sandbox: Sandbox) -> PausedSandbox {

@@ -82,7 +82,7 @@ impl Elsewhere {
     /// Starts a program there, and waits until it is ready.
     fn run(&self, program: &str, arguments: &[String]) {
         let mut server = Command::new("ip")
-            .args(["netns", "exec", &self.namespace, "python3", "-c", program])
+            .args(["netns", "exec", &self.namespace, "/usr/bin/python3", "-ES", "-c", program])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()

@@ -5,6 +5,7 @@
 //! undo lists for callers who must not block.
 #![forbid(unsafe_code)]
 
+mod error_line;
 pub mod fault;
 mod id;
 mod process;
@@ -13,8 +14,9 @@ mod reaper;
 mod undo;
 mod units;
 
+pub use error_line::in_one_line;
 pub use id::{HostId, ImageName, InvalidId, SandboxId, TemplateName};
-pub use process::ProcessIdentity;
+pub use process::{ProcessIdentity, stat_field};
 pub use program::{Program, ProgramError};
 pub use reaper::Reaper;
 pub use undo::{BoxError, Deadline, StepId, UndoFailure, UndoList};

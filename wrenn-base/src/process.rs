@@ -50,12 +50,16 @@ impl ProcessIdentity {
     }
 }
 
-/// The 22nd field of `/proc/<pid>/stat` (proc(5)), unless the process has ended. The second, a name in parentheses, may hold
-/// anything.
+/// When a process started, in clock ticks since the machine did, unless it has ended.
 fn start_time(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let ended = matches!(fields.next()?, "Z" | "X");
-    (!ended).then(|| fields.nth(18)?.parse().ok())?
+    let ended = matches!(stat_field(stat, 3)?, "Z" | "X");
+    (!ended).then(|| stat_field(stat, 22)?.parse().ok())?
+}
+
+/// A field of `/proc/<pid>/stat`, from the third on, by the number that proc(5) gives it. The second, a name in parentheses, may
+/// hold anything.
+pub fn stat_field(stat: &str, number: usize) -> Option<&str> {
+    stat.rsplit_once(") ")?.1.trim_end().split(' ').nth(number.checked_sub(3)?)
 }
 
 #[cfg(test)]
@@ -80,5 +84,7 @@ mod tests {
         assert_eq!(start_time(stat), Some(4711));
         assert_eq!(start_time(&stat.replace(" S ", " Z ")), None);
         assert_eq!(start_time("12 (a) S 1"), None);
+        assert_eq!(stat_field(stat, 2), None);
+        assert_eq!(stat_field(stat, 4), Some("1"));
     }
 }

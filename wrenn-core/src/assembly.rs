@@ -4,6 +4,7 @@
 //! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network
 //! go, and before the fault server stops, so that it never hangs in a page fault nobody serves.
 
+mod load;
 mod takeover;
 
 use std::fs::{self, Permissions};
@@ -16,9 +17,10 @@ use wrenn_agent_api::AccessToken;
 use wrenn_base::{SandboxId, StepId, UndoList};
 use wrenn_net::Slot;
 use wrenn_storage::{Digest, DiskSpec, Image, RootDisk, clone_file};
-use wrenn_vmm::api::{CachedLoad, MemBackend, MemBackendType, SnapshotLoad};
+use wrenn_vmm::api::CachedLoad;
 use wrenn_vmm::{DiskMount, MonitorProcess, MonitorSpec};
 
+use self::load::{flat_layer, show_layer, snapshot_load};
 use crate::configure::configure;
 use crate::containment::copy_in;
 use crate::error::Cause;
@@ -264,9 +266,7 @@ impl Assembly {
         let (host, identity, reaper) =
             (Arc::clone(&self.host), self.identity.clone(), self.host.reaper.clone());
         let attached = building(&mut self.undo, &reaper, move |undo| {
-            let cow = identity.dirs.disk();
-            let changes = cow.clone();
-            undo.push("the root disk's changes", move |_| Ok(unless_missing(fs::remove_file(changes))?));
+            let cow = disk_changes(&identity.dirs, undo);
             if let Some(saved) = saved {
                 clone_file(&saved, &cow).map_err(|source| Cause::io("copy", &saved, source))?;
             }
@@ -362,37 +362,10 @@ struct Parts {
     reads_memory: bool,
 }
 
-/// The one file that holds all of the memory.
-fn flat_layer(from: &Stored) -> Result<PathBuf, Cause> {
-    let layers = from.memory.layers_in_use().len();
-    from.memory.flat_layer().ok_or_else(|| Cause::NotOneLayer { id: from.record.id.clone(), layers })
-}
-
-/// That file, readable for the user of any monitor: sandboxes share it. Its directory is closed to everybody.
-fn show_layer(from: &Stored) -> Result<PathBuf, Cause> {
-    let layer = flat_layer(from)?;
-    fs::set_permissions(&layer, Permissions::from_mode(0o444))
-        .map_err(|source| Cause::io("open up", &layer, source))?;
-    Ok(layer)
-}
-
-/// Firecracker's own way of loading a snapshot.
-fn snapshot_load(
-    state: PathBuf,
-    mode: RestoreMode,
-    backend_path: PathBuf,
-    reads_memory: bool,
-) -> SnapshotLoad {
-    let backend_type = match mode {
-        RestoreMode::Uffd => MemBackendType::Uffd,
-        RestoreMode::File => MemBackendType::File,
-    };
-    SnapshotLoad {
-        snapshot_path: state,
-        mem_backend: Some(MemBackend { backend_type, backend_path }),
-        // Without it a diff of such a monitor would hold everything resident.
-        track_dirty_pages: !reads_memory,
-        resume_vm: true,
-        ..SnapshotLoad::default()
-    }
+/// Where the root disk's changes are, with their removal registered.
+fn disk_changes(dirs: &SandboxDirs, undo: &mut UndoList) -> PathBuf {
+    let changes = dirs.disk();
+    let path = changes.clone();
+    undo.push("the root disk's changes", move |_| Ok(unless_missing(fs::remove_file(path))?));
+    changes
 }

@@ -41,7 +41,6 @@ const AT_ONCE: usize = 8;
 /// A sandbox that an earlier process had running, and that runs still.
 pub(crate) struct Survivor {
     journal: Journal,
-    dirs: SandboxDirs,
 }
 
 impl Survivor {
@@ -70,7 +69,7 @@ pub(crate) fn survivors(layout: &Layout, pager: Option<&PagerClient>) -> Vec<Sur
             tracing::info!(sandbox = %id, why, "a sandbox of a killed process goes back to its latest snapshot");
             return None;
         }
-        Some(Survivor { journal, dirs })
+        Some(Survivor { journal })
     })
     .collect()
 }
@@ -110,8 +109,9 @@ pub(crate) async fn take_over(host: &Arc<HostInner>, survivors: Vec<Survivor>) {
 }
 
 async fn take_over_one(host: &Arc<HostInner>, survivor: Survivor) -> Result<Sandbox, Error> {
-    let Survivor { journal, dirs } = survivor;
+    let journal = survivor.journal;
     let Journal { id, spec, token, .. } = journal.clone();
+    let dirs = host.layout.sandbox(&id);
     let identity = Identity { id, dirs, spec, token };
     let mut assembly = Assembly::new(Arc::clone(host), identity, Operation::TakeOver);
     let operation = assembly.operation;

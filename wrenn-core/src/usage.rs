@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use wrenn_base::Bytes;
+use wrenn_base::{Bytes, stat_field};
 
 use crate::error::{Cause, Error};
 use crate::machine::Live;
@@ -65,12 +65,9 @@ fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// User and system time, the 14th and 15th field of `/proc/<pid>/stat` (proc(5)). The second, a name in parentheses, may
-/// hold anything.
+/// User and system time, the 14th and 15th field of `/proc/<pid>/stat`.
 fn cpu_time(stat: &str) -> Option<Duration> {
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut times = fields.split(' ').skip(11).map(|field| field.parse::<u64>().ok());
-    let ticks = times.next()?? + times.next()??;
+    let ticks = number(stat_field(stat, 14)?)? + number(stat_field(stat, 15)?)?;
     Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 

@@ -7,6 +7,7 @@
 use std::sync::mpsc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use wrenn_base::in_one_line;
 use wrenn_vmm::api::{
     BootSource, CachedLoad, Drive, EntropyDevice, InstanceInfo, Logger, MachineConfig, NetworkInterface,
     SavedMemory, SnapshotCreate, SnapshotLoad, StateSave, VmState,
@@ -77,15 +78,8 @@ pub(crate) struct Fault {
 
 impl Fault {
     /// Tells `error` with the whole chain of its causes.
-    pub(crate) fn from_error(error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self { message }
+    pub(crate) fn from_error(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { message: in_one_line(error) }
     }
 }
 

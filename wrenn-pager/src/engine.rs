@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use wrenn_base::{BoxError, SandboxId};
+use wrenn_base::{BoxError, SandboxId, in_one_line};
 
 use crate::caches::PageCaches;
 use crate::protocol::{Reply, Request};
-use crate::session::{Session, chain};
+use crate::session::Session;
 
 /// How long a program may take to connect to the pager that it started.
 const FIRST_KEEPER: Duration = Duration::from_secs(30);
@@ -69,7 +69,7 @@ impl Engine {
     }
 
     pub(crate) fn answer(&self, request: Request) -> Reply {
-        self.try_to(request).unwrap_or_else(|error| Reply::Failed { why: chain(&*error) })
+        self.try_to(request).unwrap_or_else(|error| Reply::Failed { why: in_one_line(&*error) })
     }
 
     fn try_to(&self, request: Request) -> Result<Reply, BoxError> {

@@ -6,12 +6,12 @@
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
-use wrenn_base::{BoxError, Bytes};
-use wrenn_storage::{LayerDir, MemoryImage, PageRun, WorkingSet};
+use wrenn_base::{BoxError, Bytes, in_one_line};
+use wrenn_storage::{LayerDir, MemoryImage, PAGE_SIZE, PageRun, WorkingSet};
 use wrenn_uffd::{Backing, FaultServer, FaultServerOptions, FaultStats, PageCache};
 
 use crate::caches::PageCaches;
@@ -37,6 +37,8 @@ pub(crate) struct Session {
 /// The thread that reads what will be needed first, until there is a server that goes on from there.
 struct ReadAhead {
     wanted: Arc<AtomicBool>,
+    /// How many pages it read, once it has ended.
+    read: Arc<AtomicU64>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -117,8 +119,12 @@ impl Session {
         let Some(server) = self.server.get() else {
             return PagingStatus { stats: FaultStats::default(), failure: None };
         };
-        let failure = server.outcome().and_then(Result::err).map(|error| chain(&*error));
-        PagingStatus { stats: server.stats(), failure }
+        let failure = server.outcome().and_then(Result::err).map(|error| in_one_line(&*error));
+        let (mut stats, ahead) = (server.stats(), self.ahead.read.load(Ordering::Relaxed));
+        stats.pages += ahead;
+        stats.prefetched += ahead;
+        stats.bytes_copied += ahead * PAGE_SIZE;
+        PagingStatus { stats, failure }
     }
 
     /// Whether somebody would miss it.
@@ -140,15 +146,15 @@ impl Session {
 impl ReadAhead {
     fn start(cache: &Arc<PageCache>, first: wrenn_uffd::Prefetch, limit: u64) -> Result<Self, BoxError> {
         let wanted = Arc::new(AtomicBool::new(true));
-        let (cache, still_wanted) = (Arc::clone(cache), Arc::clone(&wanted));
-        let read = move || {
-            if let Err(e) = cache.warm(first, Bytes(limit), || still_wanted.load(Ordering::Relaxed)) {
-                // The fault server meets it again, if the guest needs what could not be read.
-                tracing::debug!(error = %e, "memory could not be read ahead");
-            }
+        let read = Arc::new(AtomicU64::new(0));
+        let (cache, still_wanted, pages) = (Arc::clone(cache), Arc::clone(&wanted), Arc::clone(&read));
+        let work = move || match cache.warm(first, Bytes(limit), || still_wanted.load(Ordering::Relaxed)) {
+            Ok(read) => pages.store(read, Ordering::Relaxed),
+            // The fault server meets it again, if the guest needs what could not be read.
+            Err(e) => tracing::debug!(error = %e, "memory could not be read ahead"),
         };
-        let thread = std::thread::Builder::new().name("read-ahead".into()).spawn(read)?;
-        Ok(Self { wanted, thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new().name("read-ahead".into()).spawn(work)?;
+        Ok(Self { wanted, read, thread: Mutex::new(Some(thread)) })
     }
 
     fn stop(&self) {
@@ -185,16 +191,4 @@ fn working_set(path: &Path, guest_size: Bytes) -> Option<WorkingSet> {
         None
     });
     found.filter(|set| set.guest_size() == guest_size)
-}
-
-/// An error with all that led to it.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

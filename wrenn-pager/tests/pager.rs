@@ -108,7 +108,7 @@ fn who_does_not_keep_to_the_protocol_is_ended_and_the_reason_told() {
     assert!(matches!(twice, Err(PagerError::Refused { .. })), "{twice:?}");
     let intruder = "import socket, sys, time\n\
         s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.send(b'nonsense'); time.sleep(60)";
-    let mut intruder = Command::new("python3").arg("-c").arg(intruder).arg(&socket).spawn().unwrap();
+    let mut intruder = Command::new("/usr/bin/python3").arg("-c").arg(intruder).arg(&socket).spawn().unwrap();
     assert_eq!(intruder.wait().unwrap().signal(), Some(9));
     let why = pager.status(&id).unwrap().unwrap().failure;
     assert!(why.is_some(), "it was told before the process was ended");

@@ -10,7 +10,8 @@ use crate::prefetch::{Cursor, Prefetch};
 use crate::source::{PAGE_SIZE, RunKind};
 
 impl PageCache {
-    /// Reads what `prefetch` asks for into the cache, at most `limit` bytes, for as long as `wanted` says so.
+    /// Reads what `prefetch` asks for into the cache, at most `limit` bytes, for as long as `wanted` says so, and returns
+    /// how many pages that were.
     ///
     /// For the time in which the process that is to be served is still being started. A
     /// [`FaultServer`](crate::FaultServer) with the same wish, started meanwhile, goes on from there: no page is read
@@ -18,9 +19,14 @@ impl PageCache {
     ///
     /// # Errors
     /// [`UffdError::Source`] and [`UffdError::Cache`]: what was read until then is in the cache.
-    pub fn warm(&self, prefetch: Prefetch, limit: Bytes, wanted: impl Fn() -> bool) -> Result<(), UffdError> {
+    pub fn warm(
+        &self,
+        prefetch: Prefetch,
+        limit: Bytes,
+        wanted: impl Fn() -> bool,
+    ) -> Result<u64, UffdError> {
         let mut cursor = Cursor::new(prefetch, self.source().len() / PAGE_SIZE, limit.0);
-        let mut buffer = Vec::new();
+        let (mut buffer, mut read) = (Vec::new(), 0);
         while let Some(chunk) = cursor.next().filter(|_| wanted()) {
             let (kind, run) = self.run_of(&chunk);
             let missing = Some(run.clone()).filter(|_| kind == RunKind::Data);
@@ -34,10 +40,10 @@ impl PageCache {
             if filled.is_err() {
                 self.unclaim(pages.clone());
             }
-            filled?;
+            read += filled?;
             cursor.advance(pages.end, pages.end - pages.start);
         }
-        Ok(())
+        Ok(read)
     }
 
     /// What the first of these pages are made of, and how many they are.

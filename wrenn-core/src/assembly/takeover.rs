@@ -1,6 +1,5 @@
 //! Going on with a machine that an earlier process started: the same undo list, and nothing made anew.
 
-use std::fs;
 use std::sync::Arc;
 
 use wrenn_net::Slot;
@@ -8,7 +7,7 @@ use wrenn_storage::RootDisk;
 use wrenn_vmm::api::InstanceState;
 use wrenn_vmm::{MonitorProcess, MonitorTakeOver};
 
-use super::{Assembly, Parts};
+use super::{Assembly, Parts, disk_changes};
 use crate::error::Cause;
 use crate::instance::Origin;
 use crate::journal::Journal;
@@ -16,7 +15,7 @@ use crate::lifecycle::Step;
 use crate::machine::{Live, UNDO_LIMIT};
 use crate::paging::Reserved;
 use crate::recovery::{clear, origin};
-use crate::step::{blocking, building, unless_missing};
+use crate::step::{blocking, building};
 
 impl Assembly {
     /// Takes the machine over that `journal` tells of, and lets its guest go on; also returns what its next snapshot builds
@@ -81,9 +80,7 @@ impl Assembly {
         let (host, identity, reaper) =
             (Arc::clone(&self.host), self.identity.clone(), self.host.reaper.clone());
         building(&mut self.undo, &reaper, move |undo| {
-            let cow = identity.dirs.disk();
-            let changes = cow.clone();
-            undo.push("the root disk's changes", move |_| Ok(unless_missing(fs::remove_file(changes))?));
+            let cow = disk_changes(&identity.dirs, undo);
             Ok(host.disks.take_over(&identity.id, &cow, undo)?)
         })
         .await

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use wrenn_base::{Bytes, HostId};
+use wrenn_base::{Bytes, HostId, in_one_line};
 use wrenn_net::NetError;
 use wrenn_pager::{PagerError, PagerProgram};
 use wrenn_storage::{BackendChoice, CloneKind, GuestFiles, ImageRegistry, RootDisks, clone_file};
@@ -85,12 +85,12 @@ fn nftables() -> Check {
         Ok(()) => Check::good(Subject::Nftables, "rules can be made"),
         Err(error @ NetError::NotPermitted { .. }) => Check::missing(
             Subject::Nftables,
-            chain(&error),
+            in_one_line(&error),
             "run as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN",
         ),
         Err(error) => Check::missing(
             Subject::Nftables,
-            chain(&error),
+            in_one_line(&error),
             "the kernel needs nf_tables with nft_chain_nat, nft_masq and nft_ct (CONFIG_NF_TABLES and what is below it)",
         ),
     }
@@ -101,7 +101,7 @@ fn device_mapper() -> Check {
         Ok(_) => Check::good(Subject::DeviceMapper, "snapshots and loop devices"),
         Err(error) => Check::lacking(
             Subject::DeviceMapper,
-            chain(&error),
+            in_one_line(&error),
             "load dm_snapshot and loop, and run as root; until then each root disk is a copy of its image",
         ),
     }
@@ -135,14 +135,14 @@ fn cgroups() -> Check {
 fn monitor(found: Result<MonitorProgram, VmmError>) -> Check {
     match found {
         Ok(program) => Check::good(Subject::Monitor, program.path().display().to_string()),
-        Err(error) => Check::missing(Subject::Monitor, chain(&error), MONITOR_REMEDY),
+        Err(error) => Check::missing(Subject::Monitor, in_one_line(&error), MONITOR_REMEDY),
     }
 }
 
 fn pager(found: Result<PagerProgram, PagerError>) -> Check {
     match found {
         Ok(program) => Check::good(Subject::Pager, program.path().display().to_string()),
-        Err(error) => Check::missing(Subject::Pager, chain(&error), PAGER_REMEDY),
+        Err(error) => Check::missing(Subject::Pager, in_one_line(&error), PAGER_REMEDY),
     }
 }
 
@@ -194,7 +194,7 @@ fn try_clone(dir: &Path) -> io::Result<CloneKind> {
 fn guest_files(data: &Path) -> Check {
     match GuestFiles::open(data) {
         Ok(files) => Check::good(Subject::GuestFiles, format!("Linux {}", files.details.kernel_release)),
-        Err(error) => Check::missing(Subject::GuestFiles, chain(&error), "`wrenn guest build`"),
+        Err(error) => Check::missing(Subject::GuestFiles, in_one_line(&error), "`wrenn guest build`"),
     }
 }
 
@@ -212,7 +212,7 @@ fn images(data: &Path) -> Check {
             match list.iter().find_map(|(name, image)| image.as_ref().err().map(|error| (name, error))) {
                 Some((name, error)) => Check::lacking(
                     Subject::Images,
-                    format!("{name}: {}", chain(error)),
+                    format!("{name}: {}", in_one_line(error)),
                     "make it anew: `wrenn image build NAME --force`",
                 ),
                 None => {
@@ -221,7 +221,7 @@ fn images(data: &Path) -> Check {
                 }
             }
         }
-        Err(error) => Check::missing(Subject::Images, chain(&error), remedy),
+        Err(error) => Check::missing(Subject::Images, in_one_line(&error), remedy),
     }
 }
 
@@ -235,19 +235,8 @@ fn unusable(subject: Subject, error: Cause) -> Check {
         Cause::Device { path, remedy, source } => {
             Check::missing(subject, format!("{path}: {source}"), remedy)
         }
-        other => Check::missing(subject, chain(&other), "see what was found"),
+        other => Check::missing(subject, in_one_line(&other), "see what was found"),
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -312,9 +312,9 @@ fn a_warm_cache_is_not_read_for_again() {
     let source = Watched::new(image.clone(), |_| Ok(()));
     let Ok(cache) = PageCache::new(source.clone()) else { return };
     let wish = || Prefetch::Runs(vec![run(1000, 500), run(3, 4), run(1 << 60, 5)]);
-    cache.warm(wish(), Bytes(u64::MAX), || true).unwrap();
+    let read = cache.warm(wish(), Bytes(u64::MAX), || true).unwrap();
     let data = (1000..1500).chain(3..7).filter(|page| !image.is_zero(*page)).count() as u64;
-    assert_eq!(cache.filled(), Bytes(data * PAGE as u64));
+    assert_eq!((read, cache.filled()), (data, Bytes(data * PAGE as u64)));
     let reads = source.reads();
     let Some(guest) = Guest::start(cache.clone(), PAGES, ahead(wish())) else { return };
     guest.wait_for_prefetched(504 - data);
@@ -328,7 +328,8 @@ fn warming_ends_at_its_limit_and_when_nobody_waits() {
     const PAGES: usize = 4096;
     let image = all_data(PAGES);
     let Ok(cache) = PageCache::new(image.clone()) else { return };
-    cache.warm(Prefetch::All, Bytes(10 * PAGE as u64 + 5), || true).unwrap();
+    let read = cache.warm(Prefetch::All, Bytes(10 * PAGE as u64 + 5), || true).unwrap();
+    assert_eq!(read, 10);
     assert_eq!(cache.filled(), Bytes(10 * PAGE as u64));
     let asked = AtomicU64::new(0);
     cache.warm(Prefetch::All, Bytes(u64::MAX), || asked.fetch_add(1, SeqCst) < 2).unwrap();
