@@ -1,11 +1,9 @@
 //! The program that owns a host is killed, or leaves its sandboxes running, and another goes on with them.
 
-mod support;
-
 use std::time::Duration;
 
-use support::crash::{pause, read, resume, write};
-use support::{HostState, TestHost};
+use crate::support::crash::{pause, read, resume, write};
+use crate::support::{self, HostState, TestHost};
 use wrenn::{Cause, ErrorKind, Host, OnTimeout, RestoreOptions, SandboxId, SandboxState, ShutdownPolicy};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -13,7 +11,7 @@ async fn sandboxes_of_a_killed_program_run_on() {
     let test = TestHost::new();
     drop(test.open().await);
     let before = HostState::of(&test.data());
-    let told = support::run_and_kill("inner::with_running_sandboxes", &test);
+    let told = support::run_and_kill("recovery::inner::with_running_sandboxes", &test);
     let ids: Vec<SandboxId> = told.iter().map(|id| id.parse().unwrap()).collect();
     let [booted, resumed, spawned, killed] = ids.as_slice() else { panic!("{told:?}") };
 

@@ -1,10 +1,8 @@
 //! A full file system under a host: what needs room fails and says so, and no state is lost or left half made.
 
-mod support;
-
-use support::crash::{LATER, pause, read, resume, start, write};
-use support::small::Small;
-use support::{HostState, TestHost};
+use crate::support::crash::{LATER, pause, read, resume, start, write};
+use crate::support::small::Small;
+use crate::support::{HostState, TestHost};
 use wrenn::{Error, MiB};
 
 /// How many bytes are left for an operation, from nothing to more than it needs.

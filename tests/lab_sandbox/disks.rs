@@ -1,12 +1,9 @@
 //! Root disks of whole sandboxes: what is synced is kept, what is full stays whole, and a disk becomes an image.
-#![allow(clippy::disallowed_methods, reason = "a file system is looked into with its own tools")]
-
-mod support;
 
 use std::path::Path;
 use std::process::Command;
 
-use support::{HostState, TestHost, base};
+use crate::support::{self, HostState, TestHost, base};
 use wrenn::{ErrorKind, Host, MiB, RestoreOptions, Sandbox};
 use wrenn_base::SandboxId;
 use wrenn_storage::{BackendChoice, DiskSpec, RootDisks, clone_file};

@@ -4,23 +4,19 @@
 //!
 //! Everything that is done follows from a seed, but for the moments at which things happen. `WRENN_CHAOS_ROUNDS` makes it
 //! longer, `WRENN_CHAOS_SEED` another one.
-#![allow(clippy::disallowed_methods, reason = "the test breaks things with the machine's own tools")]
 
-#[path = "chaos/expected.rs"]
 mod expected;
-#[path = "chaos/program.rs"]
-mod inner;
-mod support;
+mod program;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::crash::{places, read, write};
+use crate::support::small::Small;
+use crate::support::{self, HostState, TestHost, base};
 use expected::{Expected, Found, Random};
-use support::crash::{places, read, write};
-use support::small::Small;
-use support::{HostState, TestHost, base};
 use wrenn::{ErrorKind, Host, MiB, RestoreOptions, Sandbox, SandboxId, SandboxState, ShutdownPolicy};
 use wrenn_storage::{LayerDir, MemoryImage};
 
@@ -154,7 +150,7 @@ async fn whatever_happens_everything_is_where_it_must_be() {
     let mut random = Random(seed);
     for round in 0..rounds {
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "inner::program", "--nocapture"])
+            .args(["--exact", "chaos::program::program", "--nocapture"])
             .env(support::KILLED, test.data())
             .env("WRENN_CHAOS_SEED", (seed * 1000 + round).to_string())
             .status()

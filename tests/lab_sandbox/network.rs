@@ -1,13 +1,11 @@
 //! A sandbox's network as its user sees it: policies and ports, with packets from a guest.
 
-mod support;
-
 use std::fmt::Display;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use support::elsewhere::elsewhere;
-use support::{HostState, TestHost, base};
+use crate::support::elsewhere::elsewhere;
+use crate::support::{self, HostState, TestHost, base};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use wrenn::{AllowRule, Cause, EgressPolicy, ErrorKind, Host, MiB, RestoreOptions, Sandbox};

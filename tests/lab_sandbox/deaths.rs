@@ -1,13 +1,11 @@
 //! Deaths of the process at every point that pause, resume, template and compaction pass: what is then on disk is the old
 //! snapshot or the new one, whole, and the next host to open leaves nothing else.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use support::TestHost;
-use support::crash::{pause, points, read, resume, start, write};
+use crate::support::crash::{pause, points, read, resume, start, write};
+use crate::support::{self, TestHost};
 use wrenn::{CompactionPolicy, Host, PausedSandbox, ShutdownPolicy};
 use wrenn_base::fault;
 use wrenn_storage::{LayerDir, MemoryImage};
@@ -81,7 +79,7 @@ async fn a_death_in_a_pause_leaves_the_old_snapshot_or_the_new_one() {
     let (paused, points) = points("a pause", pause(sandbox)).await;
     drop(paused);
     host.close().await.unwrap();
-    die_at("inner::pause", &test, &points, &["old", "new"]).await;
+    die_at("deaths::inner::pause", &test, &points, &["old", "new"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,8 +92,8 @@ async fn a_death_in_a_resume_or_template_leaves_the_snapshot() {
     let (sandbox, resumed) = points("a resume", resume(paused)).await;
     drop(sandbox);
     host.close().await.unwrap();
-    die_at("inner::resume", &test, &resumed, &["old"]).await;
-    die_at("inner::template", &test, &made, &["old"]).await;
+    die_at("deaths::inner::resume", &test, &resumed, &["old"]).await;
+    die_at("deaths::inner::template", &test, &made, &["old"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,7 +117,7 @@ async fn a_death_in_a_compaction_leaves_the_old_chain_or_the_new_one() {
     assert_eq!(host.paused(&id).await.unwrap().memory_usage().await.unwrap().layers, 1);
     drop(paused);
     host.close().await.unwrap();
-    die_at("inner::compaction", &test, &points, &["new"]).await;
+    die_at("deaths::inner::compaction", &test, &points, &["new"]).await;
 }
 
 /// Merges whatever has more than one layer.

@@ -1,11 +1,9 @@
 //! The oracle: a guest program changes pages at random over many generations of pause and resume, and a model outside
 //! does the same. Guest, model and the image on disk, read without a guest, must agree on every page.
 
-mod support;
-
 use std::path::Path;
 
-use support::TestHost;
+use crate::support::{self, TestHost};
 use wrenn::{
     CompactionPolicy, Error, Host, MiB, PausedSandbox, Prefetch, RestoreMode, RestoreOptions, Sandbox,
 };

@@ -4,14 +4,12 @@
 //! of them, the first time that it is passed. (Those of the memory layers are also tested one by one, without guests, where
 //! layers are made.)
 
-mod support;
-
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use support::crash::{LATER, failing_at, pause, points, read, resume, start, write};
-use support::{HostState, TestHost};
+use crate::support::crash::{LATER, failing_at, pause, points, read, resume, start, write};
+use crate::support::{HostState, TestHost};
 use wrenn::{Host, SandboxId};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

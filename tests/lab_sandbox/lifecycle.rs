@@ -1,8 +1,6 @@
 //! Whole sandboxes, from boot to destruction, and that the machine is afterwards as it was before.
 
-mod support;
-
-use support::{HostState, TestHost, base};
+use crate::support::{self, HostState, TestHost, base};
 use wrenn::{ErrorKind, Host, MiB, Prefetch, ProcessEvent, RestoreOptions, Sandbox, Subject, Verdict};
 
 async fn small(host: &Host) -> Sandbox {
@@ -158,7 +156,7 @@ fn what_a_killed_program_left_goes_when_its_host_is_opened_again() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async { test.open().await.close().await.unwrap() });
     let before = HostState::of(&test.data());
-    let ids = support::run_and_kill("inner::two_sandboxes_until_killed", &test);
+    let ids = support::run_and_kill("lifecycle::inner::two_sandboxes_until_killed", &test);
     let [paused, unsaved] = ids.as_slice() else { panic!("{ids:?}") };
     before.assert_differs(&HostState::of(&test.data()), "device-mapper");
     // Were they to live, they would be gone on with.
@@ -185,7 +183,7 @@ fn a_monitor_whose_program_and_pager_are_killed_ends_in_the_midst_of_faults() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async { test.open().await.close().await.unwrap() });
     let before = HostState::of(&test.data());
-    let told = support::run_and_kill("inner::a_guest_that_faults_until_killed", &test);
+    let told = support::run_and_kill("lifecycle::inner::a_guest_that_faults_until_killed", &test);
     let [pid] = told.as_slice() else { panic!("{told:?}") };
     for pager in support::pagers(&test.data()) {
         support::kill(&pager);

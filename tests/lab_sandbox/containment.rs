@@ -1,13 +1,11 @@
 //! What a live sandbox's monitor is, has and sees: after its boot, beside a snapshot, and after each way of resuming.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use support::{HostState, TestHost, resume};
+use crate::support::{HostState, TestHost, resume};
 use wrenn::{ContainmentPolicy, Controller, DiskBackend, MiB, RestoreMode, RestoreOptions, Sandbox};
 
 const MEMORY: MiB = MiB(128);

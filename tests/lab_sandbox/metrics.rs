@@ -1,11 +1,9 @@
 //! What a host tells of its work: metrics through the facade, and what a sandbox uses.
 
-mod support;
-
 use std::collections::BTreeMap;
 
+use crate::support::{self, TestHost, base};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use support::{TestHost, base};
 use wrenn::{RestoreOptions, metrics};
 
 /// Each metric with its labels in order, and what has been added to it since the last look; of a histogram how many values

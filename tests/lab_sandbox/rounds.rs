@@ -1,8 +1,6 @@
 //! State in memory and in files over many pauses: every byte is compared.
 
-mod support;
-
-use support::TestHost;
+use crate::support::{self, TestHost};
 use wrenn::{Host, MiB, PausedSandbox, RestoreOptions, Sandbox, SnapshotKind};
 
 /// Holds 8 MiB in memory, changes a part of it (fills, zeroes, rewrites) when told to on a FIFO, and then writes

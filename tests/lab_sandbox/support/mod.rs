@@ -1,7 +1,5 @@
 //! What the tests of whole sandboxes share: a host in a directory of its own, and a look at everything that a
 //! sandbox may leave behind on the machine.
-#![allow(dead_code, reason = "each test binary uses its part of this")]
-#![allow(clippy::disallowed_methods, reason = "tests look at the machine with its own tools")]
 
 pub(crate) mod base;
 pub(crate) mod crash;
@@ -13,7 +11,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-#[allow(unused_imports, reason = "each test binary uses its part of this")]
 pub(crate) use host_state::HostState;
 use host_state::{PAGER, files_below, monitors, names, read};
 use wrenn::{Host, HostBuilder};

@@ -1,12 +1,10 @@
 //! Bad input and faults: each is a typed error that names the thing and the remedy, and leaves nothing behind.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use support::{HostState, TestHost, base, masked};
+use crate::support::{self, HostState, TestHost, base, masked};
 use wrenn::{Bytes, Cause, DiskBackend, Error, ErrorKind, Host, MiB, Sandbox, SandboxBuilder};
 
 fn small(host: &Host) -> SandboxBuilder {
@@ -209,9 +207,9 @@ async fn a_sandbox_cannot_be_resumed_twice() {
 #[test]
 fn devices_without_permission_are_named() {
     for (device, test) in [
-        ("/dev/kvm", "inner::without_kvm"),
-        ("/dev/userfaultfd", "inner::without_userfaultfd"),
-        ("/dev/mapper/control", "inner::without_device_mapper"),
+        ("/dev/kvm", "faults::inner::without_kvm"),
+        ("/dev/userfaultfd", "faults::inner::without_userfaultfd"),
+        ("/dev/mapper/control", "faults::inner::without_device_mapper"),
     ] {
         if !Path::new(device).exists() {
             eprintln!("SKIP: this machine has no {device}");

@@ -2,15 +2,13 @@
 //!
 //! A short form of what `WRENN_MANY=100,16,500` does: so many paused, so many running, so many operations.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use crate::support::crash::{pause, read, resume, write};
+use crate::support::{HostState, TestHost};
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use support::crash::{pause, read, resume, write};
-use support::{HostState, TestHost};
 use wrenn::{Host, MiB, Sandbox, SandboxId, SandboxState};
 
 /// How many users are at work.

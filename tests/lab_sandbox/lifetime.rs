@@ -1,11 +1,9 @@
 //! Sandboxes that time out, that are listed, told of, and ended with their host.
 
-mod support;
-
 use std::time::Duration;
 
-use support::crash::LATER;
-use support::{HostState, TestHost, base};
+use crate::support::crash::LATER;
+use crate::support::{self, HostState, TestHost, base};
 use wrenn::{
     Cause, ErrorKind, EventKind, Events, Host, MiB, OnTimeout, RestoreOptions, Sandbox, SandboxId,
     SandboxState, ShutdownPolicy, Template,

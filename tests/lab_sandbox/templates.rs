@@ -1,11 +1,9 @@
 //! Templates and branches: many sandboxes that go on where one was.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use support::{HostState, TestHost};
+use crate::support::{self, HostState, TestHost};
 use wrenn::{
     Cause, Error, ErrorKind, Host, MiB, PausedSandbox, Prefetch, RestoreMode, RestoreOptions, Sandbox,
     SnapshotKind, Template, TemplateBuilder,

@@ -8,10 +8,10 @@ use wrenn::{Error, ErrorKind, Host, Sandbox, SandboxId};
 use wrenn_base::fault::{self, Plan};
 
 use super::expected::{Expected, Found, Random, recall, remember};
-use super::support::crash::{read, write};
-use super::support::small::Ballast;
-use super::support::{self, TestHost};
 use super::{from_env, settle};
+use crate::support::crash::{read, write};
+use crate::support::small::Ballast;
+use crate::support::{self, TestHost};
 
 /// What it does at most, if it does not die before.
 const STEPS: usize = 12;

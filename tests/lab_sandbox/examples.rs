@@ -1,12 +1,9 @@
 //! The examples, run as a user runs them: each in a process of its own, to its end.
-#![allow(clippy::disallowed_methods, reason = "an example is a program")]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::{HostState, TestHost};
+use crate::support::{HostState, TestHost};
 
 /// Runs the built example `name` on a data directory of its own, and expects that it succeeds and leaves nothing.
 fn run(name: &str, monitor: Option<&Path>) -> Output {
