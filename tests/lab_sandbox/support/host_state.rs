@@ -9,7 +9,7 @@ use netlink_socket2::NetlinkSocket;
 
 /// Everything that the sandboxes of one host put on a machine, as sorted lines: equal before and after, or something
 /// leaked. What belongs to the host's pager is left out: it is there from the first restore until the host is closed, which
-/// `tests/lab_recovery.rs` looks at. Other tests run beside this one, so only what bears the host's id or lies in its directory is looked at;
+/// `recovery.rs` looks at. Other tests run beside this one, so only what bears the host's id or lies in its directory is looked at;
 /// `lab/left-behind` looks at the whole machine when all tests have run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostState {
