@@ -24,7 +24,7 @@ INSIDE = {
     "WRENN_DATA": "/scratch/data",
     "WRENN_TEST_DATA": "/scratch/data",
 }
-SILENCE_LIMIT = 90  # seconds without even an "alive" frame, after which the lab hangs
+SILENCE_LIMIT = 60  # seconds without even an "alive" frame, after which the lab hangs
 DYING_LIMIT = 10  # seconds from a broken connection to the end of QEMU's process
 KILL_GRACE = 5  # seconds between passing a signal on and cutting the command off
 LIMIT_STATUS = 124

@@ -126,6 +126,9 @@ def give_up(dead):
         found = recorded()
         if found is None or found["started"] == dead["started"]:
             clear()
+            # The next boot begins another.
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(CONSOLE, f"{CONSOLE}.dead")
 
 
 def end(pid):
