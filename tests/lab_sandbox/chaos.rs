@@ -10,7 +10,6 @@ mod program;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
 use std::time::Duration;
 
 use crate::support::crash::{places, read, write};
@@ -149,9 +148,7 @@ async fn whatever_happens_everything_is_where_it_must_be() {
     let (seed, rounds) = (from_env("WRENN_CHAOS_SEED", 1), from_env("WRENN_CHAOS_ROUNDS", ROUNDS));
     let mut random = Random(seed);
     for round in 0..rounds {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "chaos::program::program", "--nocapture"])
-            .env(support::KILLED, test.data())
+        let status = support::again("chaos::program::program", &test)
             .env("WRENN_CHAOS_SEED", (seed * 1000 + round).to_string())
             .status()
             .unwrap();

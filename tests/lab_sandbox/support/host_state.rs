@@ -104,7 +104,7 @@ impl HostState {
 }
 
 /// The id that the host in `data` has in the names of everything it makes.
-pub(super) fn host_id(data: &Path) -> Option<String> {
+fn host_id(data: &Path) -> Option<String> {
     let record = fs::read_to_string(data.join("host.json")).ok()?;
     let (_, id) = record.split_once("\"id\":\"").expect("an id in host.json");
     Some(id.split('"').next().expect("a quote").to_owned())
@@ -119,12 +119,16 @@ pub(super) fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
+/// The numbers of all processes.
+pub(super) fn processes() -> impl Iterator<Item = String> {
+    names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Processes that this one started and that are still there, zombies included. Other tests run beside this one.
 pub(super) fn monitors() -> Vec<(String, String)> {
     let own = format!("PPid:\t{}", std::process::id());
     let child = |pid: &String| read(&format!("/proc/{pid}/status")).lines().any(|line| line == own);
-    let numeric = names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
-    numeric.filter(child).map(|pid| (pid.clone(), read(&format!("/proc/{pid}/comm")))).collect()
+    processes().filter(child).map(|pid| (pid.clone(), read(&format!("/proc/{pid}/comm")))).collect()
 }
 
 /// The cgroups of the host `id`.

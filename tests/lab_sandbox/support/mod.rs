@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(crate) use host_state::HostState;
-use host_state::{PAGER, files_below, monitors, names, read};
+use host_state::{PAGER, files_below, monitors, processes, read};
 use wrenn::{Host, HostBuilder};
 
 /// A data directory on the scratch file system, with the machine's images in it.
@@ -89,12 +89,11 @@ fn copy_tree(from: &Path, to: &Path) {
 /// The pager of the host in `data`, by what it writes its messages to.
 pub(crate) fn pagers(data: &Path) -> Vec<String> {
     let log = data.join("pager.log");
-    let numeric = names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
     let is_its = |pid: &String| {
         read(&format!("/proc/{pid}/comm")) == PAGER
             && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
     };
-    numeric.filter(is_its).collect()
+    processes().filter(is_its).collect()
 }
 
 /// Kills the monitors that the processes before told to be running in `data`, and waits until they are gone.
@@ -149,17 +148,20 @@ pub(crate) fn is_masked(device: &str) -> bool {
     std::env::var_os(MASKED).is_some_and(|masked| masked == device)
 }
 
-pub(crate) const KILLED: &str = "WRENN_TEST_TO_BE_KILLED";
+const KILLED: &str = "WRENN_TEST_TO_BE_KILLED";
+
+/// The test `name` of this binary in a process of its own, which finds the host to use by [`to_be_killed`].
+pub(crate) fn again(name: &str, test: &TestHost) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test's binary"));
+    command.args(["--exact", name, "--nocapture"]).env(KILLED, test.data());
+    command
+}
 
 /// Runs the test `name` of this binary in a process of its own, kills it once it is ready, and returns the ids it told.
 pub(crate) fn run_and_kill(name: &str, test: &TestHost) -> Vec<String> {
     use std::io::{BufRead, BufReader};
-    let mut child = Command::new(std::env::current_exe().expect("this test's binary"))
-        .args(["--exact", name, "--nocapture"])
-        .env(KILLED, test.data())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("the test's binary runs");
+    let mut child =
+        again(name, test).stdout(std::process::Stdio::piped()).spawn().expect("the test's binary runs");
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let ready = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("READY ")?.1.to_owned()));
     child.kill().expect("it can be killed");
@@ -191,9 +193,7 @@ pub(crate) fn tell_and_wait(words: &str) -> ! {
 /// to its end instead.
 #[track_caller]
 pub(crate) fn run_until_death(name: &str, test: &TestHost, point: usize) -> bool {
-    let output = Command::new(std::env::current_exe().expect("this test's binary"))
-        .args(["--exact", name, "--nocapture"])
-        .env(KILLED, test.data())
+    let output = again(name, test)
         .env("WRENN_FAULT", format!("abort:{point}"))
         .output()
         .expect("the test's binary runs");
