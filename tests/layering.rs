@@ -18,7 +18,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "wrenn-core",
         &["wrenn-base", "wrenn-vmm", "wrenn-pager", "wrenn-storage", "wrenn-net", "wrenn-agent-api"],
     ),
-    ("wrenn-cli", &["wrenn-core"]),
+    ("wrenn-host", &["wrenn-base", "wrenn-agent-api", "wrenn-core"]),
+    ("wrenn-cli", &["wrenn-core", "wrenn-host"]),
     ("wrenn", &["wrenn-core", "wrenn-monitor", "wrenn-pager"]),
 ];
 

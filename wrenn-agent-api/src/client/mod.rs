@@ -10,6 +10,7 @@ mod transport;
 mod tree;
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use connectrpc::client::ClientConfig;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use command::{Command, ProcessInfo, Selector, Signal};
 pub use error::AgentError;
@@ -31,7 +33,7 @@ pub use transport::Dial;
 pub use tree::{FileInfo, FileKind};
 
 use crate::AccessToken;
-use transport::{Connections, RequestBody, Transport, WatchedBody};
+use transport::{AnyDial, Connections, RequestBody, Stream, Transport, WatchedBody};
 
 /// The authority in request lines: it leads nowhere, the dial closure decides.
 const ORIGIN: &str = "http://agent";
@@ -75,6 +77,29 @@ pub struct AgentClient {
 impl AgentClient {
     /// A client that reaches the agent through `dial` and shows it `token`. Dials nothing yet.
     pub fn new(dial: Dial, token: AccessToken) -> Self {
+        let dial = move || {
+            let socket = dial();
+            async move {
+                let socket = socket.await?;
+                // Requests are small and waited for.
+                socket.set_nodelay(true)?;
+                Ok(socket)
+            }
+        };
+        Self::over(dial, token)
+    }
+
+    /// As [`new`](Self::new), over connections of any make: through a tunnel, in memory.
+    pub fn over<D, F, S>(dial: D, token: AccessToken) -> Self
+    where
+        D: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let dial: AnyDial = Arc::new(move || {
+            let connected = dial();
+            Box::pin(async move { Ok(Box::new(connected.await?) as Box<dyn Stream>) })
+        });
         Self { connections: Arc::new(Connections::new(dial)), token, limit: Duration::from_secs(30) }
     }
 

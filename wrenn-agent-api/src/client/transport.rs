@@ -20,6 +20,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Request, Response, Uri};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::AgentError;
@@ -31,6 +32,17 @@ use crate::{ACCESS_TOKEN_HEADER, AccessToken};
 /// by the time limit of the call that needs it.
 pub type Dial = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> + Send + Sync>;
 
+/// A connection of any make.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+type Socket = TokioIo<Box<dyn Stream>>;
+
+/// The same, whatever it connects over.
+pub(super) type AnyDial =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>> + Send + Sync>;
+
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 type HttpPool = legacy::Client<Dialer, RequestBody>;
@@ -40,12 +52,12 @@ const READ_AHEAD: usize = 64 * 1024;
 
 /// The pool of one agent's connections, shared by all clones of its client.
 pub(super) struct Connections {
-    dial: Dial,
+    dial: AnyDial,
     pool: RwLock<HttpPool>,
 }
 
 impl Connections {
-    pub(super) fn new(dial: Dial) -> Self {
+    pub(super) fn new(dial: AnyDial) -> Self {
         let pool = RwLock::new(build_pool(dial.clone()));
         Self { dial, pool }
     }
@@ -60,7 +72,7 @@ impl Connections {
     }
 }
 
-fn build_pool(dial: Dial) -> HttpPool {
+fn build_pool(dial: AnyDial) -> HttpPool {
     legacy::Client::builder(TokioExecutor::new())
         // Nothing between host and guest forgets a connection, and `reset` drops them when the guest does.
         .pool_idle_timeout(None)
@@ -71,12 +83,49 @@ fn build_pool(dial: Dial) -> HttpPool {
 
 /// The pool's connector: asks the closure, whatever the URI says.
 #[derive(Clone)]
-struct Dialer(Dial);
+struct Dialer(AnyDial);
+
+/// A connection as the pool wants it.
+pub(super) struct Pooled(Socket);
+
+impl legacy::connect::Connection for Pooled {
+    fn connected(&self) -> legacy::connect::Connected {
+        legacy::connect::Connected::new()
+    }
+}
+
+impl hyper::rt::Read for Pooled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl hyper::rt::Write for Pooled {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
 
 impl tower_service::Service<Uri> for Dialer {
-    type Response = TokioIo<TcpStream>;
+    type Response = Pooled;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Pooled>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -84,12 +133,7 @@ impl tower_service::Service<Uri> for Dialer {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let socket = (self.0)();
-        Box::pin(async move {
-            let socket = socket.await?;
-            // Requests are small and waited for.
-            socket.set_nodelay(true)?;
-            Ok(TokioIo::new(socket))
-        })
+        Box::pin(async move { Ok(Pooled(TokioIo::new(socket.await?))) })
     }
 }
 
