@@ -15,8 +15,9 @@ mod client;
 
 #[cfg(feature = "client")]
 pub use client::{
-    AgentClient, AgentError, Command, Dial, FileInfo, FileKind, FileStream, GuestPath, Init, ProcessEvent,
-    ProcessInfo, ProcessStream, Selector, Signal, Upload, WrittenFile,
+    AgentClient, AgentError, Channel, Command, Dial, FileEvent, FileEventKind, FileInfo, FileKind,
+    FileStream, GuestPath, Init, ProcessEvent, ProcessInfo, ProcessStream, Selector, Signal, TerminalSize,
+    Upload, WatchOptions, WatchStream, WrittenFile,
 };
 pub use token::{AccessToken, InvalidToken};
 

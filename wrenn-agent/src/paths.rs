@@ -8,6 +8,31 @@ use std::path::Path;
 /// The mode of new directories.
 const NEW_DIRECTORY: u32 = 0o755;
 
+/// A file that is being written beside its destination, to be moved there when it is whole. Watchers do not tell of it
+/// but of what it becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Staging {
+    /// There is no such file yet.
+    New,
+    /// It takes the place of an old one.
+    Over,
+}
+
+impl Staging {
+    /// How the names of such files begin.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::New => ".wrenn-upload-new-",
+            Self::Over => ".wrenn-upload-over-",
+        }
+    }
+
+    /// What the file `name` is, if it is such a file.
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        [Self::New, Self::Over].into_iter().find(|kind| name.starts_with(kind.prefix()))
+    }
+}
+
 /// The absolute path that `path` means to somebody whose home is `home`, without `.`, `..` and doubled slashes.
 ///
 /// `~` and `~/…` and relative paths start at the home. `..` is taken lexically, as E2B's agent does, and does not

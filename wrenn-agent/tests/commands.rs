@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use support::{Outcome, PATIENCE, TestAgent, eventually, finish, is_root, is_there, sh, shell};
-use wrenn_agent_api::{AgentError, Command, ProcessEvent, Selector, Signal};
+use wrenn_agent_api::{AgentError, Channel, Command, ProcessEvent, Selector, Signal, TerminalSize};
 
 #[tokio::test]
 async fn output_status_and_order() {
@@ -354,4 +354,107 @@ async fn each_command_leads_a_session_and_inherits_three_descriptors() {
     assert!(ids.len() == 3 && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     // The fourth is the directory that ls reads.
     assert_eq!(lines.collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn what_was_missed_comes_to_who_asks() {
+    let (_agent, client) = TestAgent::claimed().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (go, done) = (dir.path().join("go"), dir.path().join("done"));
+    let script = format!(
+        "echo first; until test -e {0}; do sleep 0.02; done; echo out; echo err >&2; touch {1}; exec cat",
+        go.display(),
+        done.display()
+    );
+    let mut stream = client.start(shell(&script).stdin(true)).await.unwrap();
+    let pid = stream.pid();
+    assert!(!stream.is_terminal());
+    stream.next().await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(ProcessEvent::Stdout(Bytes::from_static(b"first\n"))));
+    drop(stream);
+    // Its end of the connection must be gone, too.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    std::fs::write(&go, "").unwrap();
+    eventually("it has printed with nobody listening", || done.exists()).await;
+    let plain = client.attach(pid).await.unwrap();
+    let again = client.attach_with_missed(pid).await.unwrap();
+    client.send_input(pid, "live").await.unwrap();
+    client.close_stdin(pid).await.unwrap();
+    let (plain, again) = tokio::join!(finish(plain), finish(again));
+    assert_eq!((plain.stdout, plain.stderr), (b"live".to_vec(), vec![]));
+    assert_eq!((again.stdout, again.stderr), (b"out\nlive".to_vec(), b"err\n".to_vec()));
+}
+
+#[tokio::test]
+async fn of_much_that_was_missed_the_last_comes_and_the_rest_is_counted() {
+    const LEN: usize = 3_000_000;
+    let (agent, client) = TestAgent::claimed().await;
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let script =
+        format!("until test -e {}; do sleep 0.02; done; seq -f %09.0f 300000; printf e >&2", go.display());
+    let stream = client.start(shell(&script)).await.unwrap();
+    let pid = stream.pid();
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    std::fs::write(&go, "").unwrap();
+    eventually("it is over", || !is_there(pid)).await;
+    let mut stream = client.attach_with_missed(Selector::Pid(pid)).await.unwrap();
+    let (mut lost, mut stdout, mut stderr) = (0, Vec::new(), Vec::new());
+    while let Some(event) = stream.next().await.unwrap() {
+        match event {
+            ProcessEvent::Lost { channel, bytes, .. } => {
+                assert_eq!((channel, stdout.len(), lost), (Channel::Stdout, 0, 0));
+                lost = bytes as usize;
+            }
+            ProcessEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
+            ProcessEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+            ProcessEvent::End { exit_code, .. } => assert_eq!(exit_code, 0),
+            _ => {}
+        }
+    }
+    let all: String = (1..=LEN / 10).map(|n| format!("{n:09}\n")).collect();
+    assert_eq!((lost + stdout.len(), stderr.as_slice()), (LEN, &b"e"[..]));
+    assert!(lost > 2_000_000 && stdout == all.as_bytes()[lost..], "{lost}");
+    assert!(agent.peak_memory() < 48 << 20, "{} bytes", agent.peak_memory());
+}
+
+#[tokio::test]
+async fn a_terminal_that_changes_its_size() {
+    let (_agent, client) = TestAgent::claimed().await;
+    let size = TerminalSize { columns: 100, rows: 30 };
+    let command = shell("stty size; while read line; do echo \"<$line>\"; stty size; done").terminal(size);
+    let mut stream = client.start(command).await.unwrap();
+    let pid = stream.pid();
+    assert!(stream.is_terminal());
+    let mut text = String::new();
+    let mut until = async |stream: &mut wrenn_agent_api::ProcessStream, what: &str| {
+        while !text.contains(what) {
+            match stream.next().await.unwrap().unwrap() {
+                ProcessEvent::Terminal(bytes) => text.push_str(&String::from_utf8_lossy(&bytes)),
+                ProcessEvent::Start { .. } => {}
+                other => panic!("{other:?}, after {text}"),
+            }
+        }
+        text.clear();
+    };
+    until(&mut stream, "30 100\r\n").await;
+    client.resize(pid, TerminalSize { columns: 33, rows: 7 }).await.unwrap();
+    client.send_terminal_input(pid, "typed\n").await.unwrap();
+    until(&mut stream, "<typed>\r\n7 33\r\n").await;
+    // Echoed while nobody looks.
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.send_terminal_input(pid, "unseen\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut stream = client.attach_with_missed(pid).await.unwrap();
+    assert!(stream.is_terminal());
+    until(&mut stream, "<unseen>\r\n7 33\r\n").await;
+    assert!(matches!(client.send_input(pid, "x").await, Err(AgentError::InvalidArgument { .. })));
+    client.send_terminal_input(pid, "\u{4}").await.unwrap();
+    assert_eq!(finish(stream).await.exit_code, 0);
+    let cat = client.start(Command::new("cat").stdin(true)).await.unwrap();
+    let refused = client.resize(cat.pid(), size).await;
+    assert!(matches!(refused, Err(AgentError::InvalidArgument { .. })), "{refused:?}");
+    client.send_signal(cat.pid(), Signal::Kill).await.unwrap();
 }

@@ -315,3 +315,80 @@ async fn a_raw_body_may_be_packed() {
     assert_eq!(answer.status, 400);
     assert_eq!(std::fs::read(&path).unwrap(), b"zip");
 }
+
+#[tokio::test]
+async fn parts_of_a_file() {
+    let (agent, _client) = TestAgent::claimed().await;
+    let dir = tempfile::tempdir().unwrap();
+    let contents: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    let path = dir.path().join("f").display().to_string();
+    std::fs::write(&path, &contents).unwrap();
+    let get = async |headers: &[&str]| {
+        let headers = [&["x-access-token: token-of-the-test"], headers].concat();
+        send(agent.address, &format!("GET /files?path={path}"), &headers, b"").await
+    };
+    let whole = get(&[]).await;
+    assert_eq!((whole.status, whole.header("accept-ranges")), (200, Some("bytes")));
+    let date = whole.header("last-modified").unwrap().to_owned();
+    let len = contents.len();
+    for (range, first, last) in [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-200000", 10, 200_000),
+        ("bytes=1000000-", 1_000_000, len - 1),
+        ("bytes=-500000", len - 500_000, len - 1),
+        ("bytes=5-99999999", 5, len - 1),
+    ] {
+        let part = get(&[&format!("range: {range}"), &format!("if-range: {date}")]).await;
+        assert_eq!(part.status, 206, "{range}");
+        assert_eq!(part.header("content-range"), Some(&*format!("bytes {first}-{last}/{len}")), "{range}");
+        assert!(part.body == contents[first..=last], "{range}");
+    }
+    for range in ["range: bytes=1-2,4-5", "range: bytes=1-2\r\nif-range: Sun, 06 Nov 1994 08:49:37 GMT"] {
+        let whole = get(&[range]).await;
+        assert_eq!((whole.status, whole.header("content-range")), (200, None), "{range}");
+        assert!(whole.body == contents);
+    }
+    let none = get(&["range: bytes=1200000-"]).await;
+    assert_eq!((none.status, none.header("content-range")), (416, Some("bytes */1200000")));
+    assert_eq!(none.json()["code"], 416);
+    // Packed, for who takes nothing else; then there are no parts.
+    let packed = get(&["accept-encoding: gzip", "range: bytes=0-1"]).await;
+    assert_eq!((packed.status, packed.header("content-encoding")), (200, Some("gzip")));
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed.body[..]), &mut plain).unwrap();
+    assert!(plain == contents && packed.body.len() < contents.len());
+    assert_eq!(get(&["accept-encoding: gzip, deflate"]).await.header("content-encoding"), None);
+    let refused = get(&["accept-encoding: br, identity;q=0"]).await;
+    assert_eq!((refused.status, &refused.json()["code"]), (406, &json!(406)));
+}
+
+#[tokio::test]
+async fn files_put_together() {
+    let (agent, _client) = TestAgent::claimed().await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let compose = async |sources: &[String], destination: &str| {
+        let body =
+            json!({"source_paths": sources, "destination": destination, "username": "root"}).to_string();
+        let headers = ["x-access-token: token-of-the-test", "content-type: application/json"];
+        send(agent.address, "POST /files/compose", &headers, body.as_bytes()).await
+    };
+    for (name, contents) in [("a", "A".repeat(200_000)), ("b", "B".into()), ("empty", String::new())] {
+        std::fs::write(at(name), contents).unwrap();
+    }
+    // Nothing happens where something is missing.
+    let missing = compose(&[at("a"), at("nothing")], &at("whole")).await;
+    assert_eq!((missing.status, &missing.json()["code"]), (404, &json!(404)));
+    assert_eq!(compose(&[], &at("whole")).await.status, 400);
+    assert_eq!(compose(&[at("a"), dir.path().display().to_string()], &at("whole")).await.status, 400);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    let answer = compose(&[at("b"), at("a"), at("empty"), at("b")], &at("sub/whole")).await;
+    assert_eq!(answer.json(), json!({"name": "whole", "path": at("sub/whole"), "type": "file"}));
+    let whole = std::fs::read_to_string(at("sub/whole")).unwrap();
+    assert!(whole == format!("B{}B", "A".repeat(200_000)));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    // One of them may be where it all goes.
+    std::fs::write(at("c"), "C").unwrap();
+    assert_eq!(compose(&[at("c"), at("c")], &at("c")).await.status, 200);
+    assert_eq!(std::fs::read_to_string(at("c")).unwrap(), "CC");
+}

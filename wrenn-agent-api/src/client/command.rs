@@ -18,6 +18,7 @@ pub struct Command {
     config: pb::ProcessConfig,
     pub(super) user: Option<String>,
     stdin: bool,
+    terminal: Option<TerminalSize>,
     tag: Option<String>,
     pub(super) timeout: Option<Duration>,
 }
@@ -26,7 +27,14 @@ impl Command {
     /// A command that runs `program`: a path, or a name to be found in its PATH.
     pub fn new(program: impl Into<String>) -> Self {
         let config = pb::ProcessConfig { cmd: program.into(), ..Default::default() };
-        Self { config, user: None, stdin: false, tag: None, timeout: None }
+        Self { config, user: None, stdin: false, terminal: None, tag: None, timeout: None }
+    }
+
+    /// Runs another program instead, so far without arguments.
+    pub fn program(mut self, program: impl Into<String>) -> Self {
+        self.config.cmd = program.into();
+        self.config.args.clear();
+        self
     }
 
     /// Adds an argument.
@@ -66,6 +74,16 @@ impl Command {
         self
     }
 
+    /// Gives it a terminal for all three standard streams. What it prints comes as [`ProcessEvent::Terminal`], what it
+    /// reads goes in with [`AgentClient::send_terminal_input`].
+    ///
+    /// [`ProcessEvent::Terminal`]: super::ProcessEvent::Terminal
+    /// [`AgentClient::send_terminal_input`]: super::AgentClient::send_terminal_input
+    pub fn terminal(mut self, size: TerminalSize) -> Self {
+        self.terminal = Some(size);
+        self
+    }
+
     /// Names it for [`Selector::Tag`].
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tag = Some(tag.into());
@@ -78,13 +96,41 @@ impl Command {
         self
     }
 
+    /// Whether it gets a pipe as standard input.
+    pub fn has_stdin(&self) -> bool {
+        self.stdin && self.terminal.is_none()
+    }
+
     pub(super) fn into_request(self) -> pb::StartRequest {
         pb::StartRequest {
             process: self.config.into(),
-            pty: None.into(),
+            pty: self.terminal.map(TerminalSize::into_proto).into(),
             tag: self.tag,
             stdin: Some(self.stdin),
         }
+    }
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl Default for TerminalSize {
+    /// 80 columns, 24 rows.
+    fn default() -> Self {
+        Self { columns: 80, rows: 24 }
+    }
+}
+
+impl TerminalSize {
+    pub(super) fn into_proto(self) -> pb::PTY {
+        let size = pb::pty::Size { cols: self.columns.into(), rows: self.rows.into() };
+        pb::PTY { size: size.into() }
     }
 }
 
@@ -95,6 +141,13 @@ pub enum Selector {
     Pid(u32),
     /// By the tag it was started with.
     Tag(String),
+}
+
+impl From<&str> for Selector {
+    /// By tag.
+    fn from(tag: &str) -> Self {
+        Self::Tag(tag.to_owned())
+    }
 }
 
 impl From<u32> for Selector {

@@ -8,6 +8,7 @@ mod process;
 mod stream;
 mod transport;
 mod tree;
+mod watch;
 
 use std::future::Future;
 use std::io;
@@ -24,13 +25,14 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use command::{Command, ProcessInfo, Selector, Signal};
+pub use command::{Command, ProcessInfo, Selector, Signal, TerminalSize};
 pub use error::AgentError;
 pub use files::{FileStream, GuestPath, Upload, WrittenFile};
 pub use init::Init;
-pub use stream::{ProcessEvent, ProcessStream};
+pub use stream::{Channel, ProcessEvent, ProcessStream};
 pub use transport::Dial;
 pub use tree::{FileInfo, FileKind};
+pub use watch::{FileEvent, FileEventKind, WatchOptions, WatchStream};
 
 use crate::AccessToken;
 use transport::{AnyDial, Connections, RequestBody, Stream, Transport, WatchedBody};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use connectrpc::client::CallOptions;
 use hyper::header::AUTHORIZATION;
 
-use super::command::{Command, ProcessInfo, Selector, Signal};
+use super::command::{Command, ProcessInfo, Selector, Signal, TerminalSize};
 use super::stream::{Events, ProcessStream, fault};
 use super::{AgentClient, AgentError, basic, config};
 use crate::KEEPALIVE_HEADER;
@@ -12,7 +12,7 @@ use crate::proto::process as pb;
 use crate::proto::process::__buffa::oneof;
 
 /// How often a silent command's stream shows that the agent lives, in seconds.
-const KEEPALIVE_SECONDS: &str = "30";
+pub(super) const KEEPALIVE_SECONDS: &str = "30";
 
 /// The longest time limit that the protocol can say, in milliseconds: ten digits.
 const MAX_TIMEOUT: u128 = 9_999_999_999;
@@ -58,13 +58,34 @@ impl AgentClient {
     /// # Errors
     /// [`AgentError::NotFound`] if no such command runs, or ended less than 30 s ago.
     pub async fn attach(&self, process: impl Into<Selector>) -> Result<ProcessStream, AgentError> {
+        self.connect(process.into(), false).await
+    }
+
+    /// The same, but first what it printed while nobody followed it. Whoever asks first gets that.
+    ///
+    /// The agent keeps the last 256 KiB; where there was more, [`ProcessEvent::Lost`] comes first and says how much.
+    /// What an earlier stream had drawn off the agent counts as followed, though a connection that broke may have
+    /// swallowed the last of it.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    ///
+    /// [`ProcessEvent::Lost`]: super::ProcessEvent::Lost
+    pub async fn attach_with_missed(
+        &self,
+        process: impl Into<Selector>,
+    ) -> Result<ProcessStream, AgentError> {
+        self.connect(process.into(), true).await
+    }
+
+    async fn connect(&self, process: Selector, missed: bool) -> Result<ProcessStream, AgentError> {
         const CALL: &str = "attaching to a command";
-        let process = process.into().into_proto();
+        let process = process.into_proto();
         let options = CallOptions::default().with_header(KEEPALIVE_HEADER, KEEPALIVE_SECONDS);
         let transport = self.transport();
         let client = pb::ProcessClient::new(transport.clone(), config());
         self.within(CALL, async {
-            let request = pb::ConnectRequest { process: process.into() };
+            let request = pb::ConnectRequest { process: process.into(), missed: missed.then_some(true) };
             let events = client
                 .connect_with_options(request, options)
                 .await
@@ -118,13 +139,35 @@ impl AgentClient {
         process: impl Into<Selector>,
         input: impl Into<Bytes>,
     ) -> Result<(), AgentError> {
-        let selector = process.into();
-        let mut input = input.into();
+        self.feed(process.into(), input.into(), oneof::process_input::Input::Stdin).await
+    }
+
+    /// Writes to a command's terminal: what would be typed. Ctrl-D, the byte 4, at the beginning of a line ends the
+    /// input of whoever reads it there.
+    ///
+    /// Waits and fails as [`send_input`](Self::send_input).
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`] if no such command runs; [`AgentError::InvalidArgument`] if it has no terminal.
+    pub async fn send_terminal_input(
+        &self,
+        process: impl Into<Selector>,
+        input: impl Into<Bytes>,
+    ) -> Result<(), AgentError> {
+        self.feed(process.into(), input.into(), oneof::process_input::Input::Pty).await
+    }
+
+    async fn feed(
+        &self,
+        process: Selector,
+        mut input: Bytes,
+        kind: fn(Bytes) -> oneof::process_input::Input,
+    ) -> Result<(), AgentError> {
         while !input.is_empty() {
             let piece = input.split_to(input.len().min(INPUT_PIECE));
             let request = pb::SendInputRequest {
-                process: selector.clone().into_proto().into(),
-                input: pb::ProcessInput { input: Some(oneof::process_input::Input::Stdin(piece)) }.into(),
+                process: process.clone().into_proto().into(),
+                input: pb::ProcessInput { input: Some(kind(piece)) }.into(),
             };
             self.unary("sending input", pb::ProcessClient::new, async |client| {
                 client.send_input(request).await.map(drop)
@@ -132,6 +175,19 @@ impl AgentClient {
             .await?;
         }
         Ok(())
+    }
+
+    /// Changes the size of a command's terminal, and tells its foreground processes (SIGWINCH).
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`] if no such command runs; [`AgentError::InvalidArgument`] if it has no terminal.
+    pub async fn resize(&self, process: impl Into<Selector>, size: TerminalSize) -> Result<(), AgentError> {
+        let request =
+            pb::UpdateRequest { process: process.into().into_proto().into(), pty: size.into_proto().into() };
+        self.unary("resizing a terminal", pb::ProcessClient::new, async |client| {
+            client.update(request).await.map(drop)
+        })
+        .await
     }
 
     /// Closes a command's standard input: it reads the end of its input. Closing twice is no error.

@@ -25,6 +25,17 @@ pub enum ProcessEvent {
     Stdout(Bytes),
     /// It wrote to standard error: 1 byte to 32 KiB, cut anywhere.
     Stderr(Bytes),
+    /// It wrote to its terminal: 1 byte to 16 KiB, cut anywhere.
+    Terminal(Bytes),
+    /// So many bytes of an output were missed and not kept; what comes of it follows after them. Only where what was
+    /// missed was asked for.
+    #[non_exhaustive]
+    Lost {
+        /// Of which output.
+        channel: Channel,
+        /// How many.
+        bytes: u64,
+    },
     /// It is over, and all its output has come before. The last event, once.
     #[non_exhaustive]
     End {
@@ -37,15 +48,36 @@ pub enum ProcessEvent {
     },
 }
 
+impl ProcessEvent {
+    /// That so many bytes of an output were not kept.
+    pub fn lost(channel: Channel, bytes: u64) -> Self {
+        Self::Lost { channel, bytes }
+    }
+}
+
+/// What a command writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Channel {
+    /// Its standard output.
+    Stdout,
+    /// Its standard error.
+    Stderr,
+    /// Its terminal, which is both.
+    Terminal,
+}
+
 /// The events of one command: a stream to be drawn with [`next`](Self::next).
 ///
 /// **Backpressure**: nothing is read ahead but about 64 KiB here and what the sockets hold. Whoever stops drawing
 /// stops the command at its next write to a full pipe; nothing is lost. **Dropping** the stream detaches from
-/// the command, which runs on, its output thrown away.
+/// the command, which runs on; of its output the last is kept, for
+/// [`attach_with_missed`](super::AgentClient::attach_with_missed).
 pub struct ProcessStream {
     events: Events,
     transport: Transport,
     pid: u32,
+    terminal: bool,
     state: State,
 }
 
@@ -74,9 +106,9 @@ impl ProcessStream {
         events: Events,
         transport: Transport,
     ) -> Result<Self, AgentError> {
-        let mut stream = Self { events, transport, pid: 0, state: State::Starting };
+        let mut stream = Self { events, transport, pid: 0, terminal: false, state: State::Starting };
         match stream.draw(call).await? {
-            Some(ProcessEvent::Start { pid }) => stream.pid = pid,
+            Some(Drawn::Start { pid, terminal }) => (stream.pid, stream.terminal) = (pid, terminal),
             _ => return Err(AgentError::protocol(call, "the first event is not a start")),
         }
         Ok(stream)
@@ -85,6 +117,11 @@ impl ProcessStream {
     /// The command's process id in the guest.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether the command has a terminal instead of pipes.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// The next event; `None` after the end event. The first is always the start.
@@ -102,9 +139,9 @@ impl ProcessStream {
         }
         if let State::Running = self.state {
             match self.draw(FOLLOW).await {
-                Ok(Some(ProcessEvent::Start { .. })) => return self.fail("a second start event"),
-                Ok(Some(end @ ProcessEvent::End { .. })) => self.state = State::Ending(end),
-                Ok(Some(event)) => return Ok(Some(event)),
+                Ok(Some(Drawn::Start { .. })) => return self.fail("a second start event"),
+                Ok(Some(Drawn::Event(end @ ProcessEvent::End { .. }))) => self.state = State::Ending(end),
+                Ok(Some(Drawn::Event(event))) => return Ok(Some(event)),
                 Ok(None) => return self.fail("the events stopped without an end event"),
                 Err(error) => {
                     self.state = State::Ended;
@@ -129,7 +166,7 @@ impl ProcessStream {
     }
 
     /// The next event from the wire that means something to a caller.
-    async fn draw(&mut self, call: &'static str) -> Result<Option<ProcessEvent>, AgentError> {
+    async fn draw(&mut self, call: &'static str) -> Result<Option<Drawn>, AgentError> {
         loop {
             let event = match &mut self.events {
                 Events::Start(events) => {
@@ -155,22 +192,38 @@ impl std::fmt::Debug for ProcessStream {
     }
 }
 
+/// An event, as it is on the wire.
+enum Drawn {
+    Start { pid: u32, terminal: bool },
+    Event(ProcessEvent),
+}
+
 /// What an event means; keepalives, and kinds that only a newer agent knows, mean nothing.
-fn from_proto(event: Option<oneof::process_event::Event>) -> Option<ProcessEvent> {
+fn from_proto(event: Option<oneof::process_event::Event>) -> Option<Drawn> {
     use oneof::process_event::Event;
     use oneof::process_event::data_event::Output;
-    match event? {
-        Event::Start(start) => Some(ProcessEvent::Start { pid: start.pid }),
-        Event::Data(data) => match data.output? {
-            Output::Stdout(bytes) => Some(ProcessEvent::Stdout(bytes)),
-            Output::Stderr(bytes) => Some(ProcessEvent::Stderr(bytes)),
-            Output::Pty(_) => None,
-        },
-        Event::End(end) => {
-            Some(ProcessEvent::End { exit_code: end.exit_code, signal: end.signal, status: end.status })
+    Some(Drawn::Event(match event? {
+        Event::Start(start) => {
+            return Some(Drawn::Start { pid: start.pid, terminal: start.terminal.unwrap_or(false) });
         }
-        Event::Keepalive(_) => None,
-    }
+        Event::Data(data) => {
+            let (channel, bytes) = match data.output? {
+                Output::Stdout(bytes) => (Channel::Stdout, bytes),
+                Output::Stderr(bytes) => (Channel::Stderr, bytes),
+                Output::Pty(bytes) => (Channel::Terminal, bytes),
+            };
+            match (data.lost.filter(|lost| *lost > 0), channel) {
+                (Some(lost), channel) => ProcessEvent::Lost { channel, bytes: lost },
+                (None, Channel::Stdout) => ProcessEvent::Stdout(bytes),
+                (None, Channel::Stderr) => ProcessEvent::Stderr(bytes),
+                (None, Channel::Terminal) => ProcessEvent::Terminal(bytes),
+            }
+        }
+        Event::End(end) => {
+            ProcessEvent::End { exit_code: end.exit_code, signal: end.signal, status: end.status }
+        }
+        Event::Keepalive(_) => return None,
+    }))
 }
 
 /// Why a stream failed: its connection, its time limit, or what the agent said.

@@ -152,7 +152,7 @@ fn on_behalf(path: impl Into<GuestPath>) -> (String, CallOptions) {
     )
 }
 
-fn one(call: &'static str, entry: Option<pb::EntryInfo>) -> Result<FileInfo, AgentError> {
+pub(super) fn one(call: &'static str, entry: Option<pb::EntryInfo>) -> Result<FileInfo, AgentError> {
     let entry = entry.ok_or_else(|| AgentError::protocol(call, "an answer without the entry"))?;
     let kind = match entry.r#type.as_known() {
         Some(pb::FileType::FILE_TYPE_FILE) => FileKind::File,

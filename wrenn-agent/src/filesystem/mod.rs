@@ -5,13 +5,16 @@
 //! `invalid_argument`.
 
 mod entry;
+mod queue;
 mod tree;
+mod watch;
+mod watchers;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use connectrpc::{ConnectError, RequestContext, Response, ServiceRequest, ServiceResult};
+use connectrpc::{ConnectError, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
 use wrenn_agent_api::proto::filesystem as pb;
 
 use crate::paths;
@@ -19,10 +22,13 @@ use crate::rpc;
 use crate::settings::Settings;
 use crate::sys::Identity;
 use crate::users::User;
+use watch::Subject;
+pub(crate) use watchers::Watchers;
 
 /// The service; cheap to make.
 pub(crate) struct FilesystemService {
     pub(crate) settings: Arc<Settings>,
+    pub(crate) watchers: Watchers,
 }
 
 // The trait promises less about the answers than these types say; nobody but the generated code calls them.
@@ -78,6 +84,57 @@ impl pb::Filesystem for FilesystemService {
         let (path, _) = self.path(&ctx, request.view().path)?;
         tree::remove(path).await?;
         Response::ok(pb::RemoveResponse::default())
+    }
+
+    async fn watch_dir(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, pb::WatchDirRequest>,
+    ) -> ServiceResult<ServiceStream<pb::WatchDirResponse>> {
+        let request = request.view();
+        let (path, _) = self.path(&ctx, request.path)?;
+        let subject = Subject {
+            path,
+            recursive: request.recursive,
+            include_entry: request.include_entry,
+            allow_network_mounts: request.allow_network_mounts,
+        };
+        let deadline = ctx.deadline().map(Into::into);
+        Response::stream_ok(watchers::watch(subject, rpc::keepalive(&ctx), deadline).await?)
+    }
+
+    async fn create_watcher(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, pb::CreateWatcherRequest>,
+    ) -> ServiceResult<pb::CreateWatcherResponse> {
+        let request = request.view();
+        let (path, _) = self.path(&ctx, request.path)?;
+        let subject = Subject {
+            path,
+            recursive: request.recursive,
+            include_entry: request.include_entry,
+            allow_network_mounts: request.allow_network_mounts,
+        };
+        Response::ok(pb::CreateWatcherResponse { watcher_id: self.watchers.create(subject).await? })
+    }
+
+    async fn get_watcher_events(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, pb::GetWatcherEventsRequest>,
+    ) -> ServiceResult<pb::GetWatcherEventsResponse> {
+        let events = self.watchers.events(request.view().watcher_id).await?;
+        Response::ok(pb::GetWatcherEventsResponse { events })
+    }
+
+    async fn remove_watcher(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, pb::RemoveWatcherRequest>,
+    ) -> ServiceResult<pb::RemoveWatcherResponse> {
+        self.watchers.remove(request.view().watcher_id)?;
+        Response::ok(pb::RemoveWatcherResponse::default())
     }
 }
 

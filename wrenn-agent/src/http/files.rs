@@ -1,19 +1,24 @@
-//! `GET /files`: a file's contents, streamed.
+//! `GET /files`: a file's contents, or a part of them, streamed.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::header::{
+    ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LAST_MODIFIED,
+    VARY,
+};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 
 use super::query::Query;
-use super::{Body, BoxError, HttpError, Routes, full};
+use super::range::{Encoding, Wanted, encoding, wanted};
+use super::{Body, BoxError, HttpError, Routes, full, gzip};
 use crate::paths;
 use crate::settings::UserError;
 use crate::users::User;
@@ -24,10 +29,20 @@ const CHUNK: usize = 128 * 1024;
 /// A file opened for sending, with its beginning.
 struct Opened {
     file: File,
+    modified: Option<SystemTime>,
+    /// Where the part begins that is sent, if it is one, and how long the file is.
+    part: Option<(u64, u64)>,
     first: Bytes,
     /// Bytes after the first chunk, where the file's length can be relied on.
     rest: Option<u64>,
     at_end: bool,
+}
+
+/// What comes of a request for a file.
+enum Answer {
+    File(Opened),
+    /// The file has no such part; it is so long.
+    OutOfRange(u64),
 }
 
 impl Routes {
@@ -37,17 +52,35 @@ impl Routes {
         let path = query.path()?.ok_or_else(|| HttpError::bad_request("no path is given"))?;
         let path = paths::resolve(path, &user.home);
         let content_type = content_type(&path);
-        let opened = tokio::task::spawn_blocking(move || open(&path)).await;
+        let encoding = encoding(request.headers());
+        if encoding == Encoding::None {
+            let message = "contents come as they are, or as gzip";
+            return Err(HttpError::new(StatusCode::NOT_ACCEPTABLE, message));
+        }
+        // Parts are of what is in the file.
+        let ranges =
+            if encoding == Encoding::Identity { request.headers().clone() } else { HeaderMap::new() };
+        let opened = tokio::task::spawn_blocking(move || open(&path, &ranges)).await;
         let opened = opened.unwrap_or_else(|panic| {
             Err(HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()))
         })?;
+        let opened = match opened {
+            Answer::File(opened) => opened,
+            Answer::OutOfRange(length) => return Ok(out_of_range(length)),
+        };
         let mut response = Response::new(Body::default());
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if let Some(rest) = opened.rest {
-            let length = HeaderValue::from(opened.first.len() as u64 + rest);
-            response.headers_mut().insert(CONTENT_LENGTH, length);
+        if opened.part.is_some() {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
-        *response.body_mut() = if opened.at_end { full(opened.first) } else { contents(opened) };
+        *response.headers_mut() = headers(&opened, encoding);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        *response.body_mut() = match encoding {
+            Encoding::Gzip => {
+                StreamBody::new(gzip::pack(chunks(opened)).map(|piece| piece.map(Frame::data))).boxed_unsync()
+            }
+            _ if opened.at_end => full(opened.first),
+            _ => StreamBody::new(chunks(opened).map(|chunk| chunk.map(Frame::data))).boxed_unsync(),
+        };
         Ok(response)
     }
 
@@ -63,7 +96,48 @@ impl Routes {
     }
 }
 
-fn open(path: &str) -> Result<Opened, HttpError> {
+fn headers(opened: &Opened, encoding: Encoding) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let mut say = |name, value: String| {
+        // Numbers and dates are fit for a header.
+        if let Ok(value) = value.try_into() {
+            headers.insert(name, value);
+        }
+    };
+    say(VARY, "Accept-Encoding".into());
+    // A date before 1970 or after 9999 has no form here.
+    if let Some(modified) = opened.modified.filter(|time| has_http_date(*time)) {
+        say(LAST_MODIFIED, httpdate::fmt_http_date(modified));
+    }
+    if encoding == Encoding::Gzip {
+        say(CONTENT_ENCODING, "gzip".into());
+        return headers;
+    }
+    let Some(rest) = opened.rest else { return headers };
+    let sent = opened.first.len() as u64 + rest;
+    say(ACCEPT_RANGES, "bytes".into());
+    say(CONTENT_LENGTH, sent.to_string());
+    if let Some((from, length)) = opened.part {
+        say(CONTENT_RANGE, format!("bytes {from}-{}/{length}", from + sent - 1));
+    }
+    headers
+}
+
+fn has_http_date(time: SystemTime) -> bool {
+    const YEAR_10000: u64 = 253_402_300_800;
+    time.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|since| since.as_secs() < YEAR_10000)
+}
+
+fn out_of_range(length: u64) -> Response<Body> {
+    let error = HttpError::new(StatusCode::RANGE_NOT_SATISFIABLE, format!("the file has {length} bytes"));
+    let mut response = error.into_response();
+    if let Ok(value) = format!("bytes */{length}").try_into() {
+        response.headers_mut().insert(CONTENT_RANGE, value);
+    }
+    response
+}
+
+fn open(path: &str, headers: &HeaderMap) -> Result<Answer, HttpError> {
     let failed = |e: io::Error| read_error(path, &e);
     // Without O_NONBLOCK the opening of a named pipe would hang.
     let flags = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits();
@@ -75,12 +149,33 @@ fn open(path: &str) -> Result<Opened, HttpError> {
     if !metadata.is_file() {
         return Err(HttpError::bad_request(format!("path '{path}' is not a regular file")));
     }
-    let first = read_chunk(&mut file, CHUNK).map_err(failed)?;
-    let at_end = first.len() < CHUNK;
-    // Files of /proc and /sys have any length that they like to say; only a file that really is longer than the
-    // first chunk is trusted with its length.
-    let rest = if at_end { Some(0) } else { metadata.len().checked_sub(CHUNK as u64) };
-    Ok(Opened { file, first, rest, at_end })
+    let modified = metadata.modified().ok().filter(|time| has_http_date(*time));
+    let length = metadata.len();
+    // What says that it is empty may be a file of /proc, which is read to its end.
+    let wanted = if length == 0 { Wanted::Whole } else { wanted(headers, modified) };
+    let Some((from, sent)) = wanted.of(length) else { return Ok(Answer::OutOfRange(length)) };
+    if wanted == Wanted::Whole {
+        let first = read_chunk(&mut file, CHUNK).map_err(failed)?;
+        let at_end = first.len() < CHUNK;
+        // Files of /proc and /sys have any length that they like to say; only a file that really is longer than the
+        // first chunk is trusted with its length.
+        let rest = if at_end { Some(0) } else { length.checked_sub(CHUNK as u64) };
+        return Ok(Answer::File(Opened { file, modified, part: None, first, rest, at_end }));
+    }
+    file.seek(SeekFrom::Start(from)).map_err(failed)?;
+    let chunk = sent.min(CHUNK as u64);
+    let first = read_chunk(&mut file, chunk as usize).map_err(failed)?;
+    let (read, rest) = (first.len() as u64, sent - chunk);
+    if read < chunk {
+        // It is shorter than it says.
+        if read == 0 {
+            return Ok(Answer::OutOfRange(from));
+        }
+        let part = Some((from, from + read));
+        return Ok(Answer::File(Opened { file, modified, part, first, rest: Some(0), at_end: true }));
+    }
+    let part = Some((from, length));
+    Ok(Answer::File(Opened { file, modified, part, first, rest: Some(rest), at_end: rest == 0 }))
 }
 
 /// Reads until `limit` or the end of the file.
@@ -90,15 +185,15 @@ fn read_chunk(file: &mut File, limit: usize) -> io::Result<Bytes> {
     Ok(chunk.into())
 }
 
-/// The body that sends an opened file, one chunk read at a time.
+/// An opened file, one chunk read at a time.
 ///
 /// If the length was told, exactly that much: a file that shrinks meanwhile breaks the connection, which the
 /// receiver notices; what is appended meanwhile is left out.
-fn contents(opened: Opened) -> Body {
+fn chunks(opened: Opened) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
     let Opened { file, first, rest, .. } = opened;
-    let chunks = stream::try_unfold((file, Some(first), rest), |(mut file, first, rest)| async move {
+    stream::try_unfold((file, Some(first), rest), |(mut file, first, rest)| async move {
         if let Some(first) = first {
-            return Ok(Some((Frame::data(first), (file, None, rest))));
+            return Ok(Some((first, (file, None, rest))));
         }
         let limit = rest.map_or(CHUNK, |rest| rest.min(CHUNK as u64) as usize);
         if limit == 0 {
@@ -115,14 +210,13 @@ fn contents(opened: Opened) -> Body {
             (true, Some(missing)) => Err(format!("the file shrank: {missing} bytes are missing").into()),
             (false, _) => {
                 let rest = rest.map(|rest| rest - chunk.len() as u64);
-                Ok::<_, BoxError>(Some((Frame::data(chunk), (file, None, rest))))
+                Ok::<_, BoxError>(Some((chunk, (file, None, rest))))
             }
         }
-    });
-    StreamBody::new(chunks).boxed_unsync()
+    })
 }
 
-fn read_error(path: &str, error: &io::Error) -> HttpError {
+pub(super) fn read_error(path: &str, error: &io::Error) -> HttpError {
     match error.kind() {
         io::ErrorKind::NotFound => {
             HttpError::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist"))
@@ -183,7 +277,7 @@ mod tests {
     fn only_regular_files_open() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-        let status = |path: &str| open(path).err().map(|error| error.status.as_u16());
+        let status = |path: &str| open(path, &HeaderMap::new()).err().map(|error| error.status.as_u16());
         std::fs::write(at("f"), b"abc").unwrap();
         assert_eq!(status(&at("f")), None);
         assert_eq!(status(&at("missing")), Some(404));
@@ -198,6 +292,15 @@ mod tests {
         assert_eq!(status(&at("loop")), Some(400));
     }
 
+    fn opened(path: &str, range: Option<&'static str>) -> Opened {
+        let range = range.map(|range| (hyper::header::RANGE, HeaderValue::from_static(range)));
+        match open(path, &range.into_iter().collect()) {
+            Ok(Answer::File(opened)) => opened,
+            Ok(Answer::OutOfRange(length)) => panic!("{path} has just {length} bytes"),
+            Err(e) => panic!("{e:?}"),
+        }
+    }
+
     #[test]
     fn lengths_are_told_where_they_can_be_trusted() {
         let dir = tempfile::tempdir().unwrap();
@@ -205,11 +308,17 @@ mod tests {
         let path = path.to_str().unwrap();
         for (len, told) in [(0, 0), (5, 5), (CHUNK, CHUNK), (CHUNK + 7, CHUNK + 7)] {
             std::fs::write(path, vec![1; len]).unwrap();
-            let opened = open(path).unwrap_or_else(|e| panic!("{e:?}"));
+            let opened = opened(path, None);
             assert_eq!(opened.first.len() as u64 + opened.rest.unwrap(), told as u64);
         }
         // It says 0 and has something.
-        let proc = open("/proc/self/status").unwrap_or_else(|e| panic!("{e:?}"));
-        assert!(proc.first.len() > 100 && proc.rest == Some(0));
+        for range in [None, Some("bytes=0-10")] {
+            let proc = opened("/proc/self/status", range);
+            assert!(proc.first.len() > 100 && proc.rest == Some(0) && proc.part.is_none());
+        }
+        // This one says a page and has less.
+        let sys = opened("/sys/kernel/mm/transparent_hugepage/enabled", Some("bytes=2-"));
+        assert_eq!(sys.part, Some((2, sys.first.len() as u64 + 2)));
+        assert!(sys.at_end && sys.first.len() < 1000);
     }
 }

@@ -1,12 +1,13 @@
-//! Bodies sent with `Content-Encoding: gzip`.
+//! Bodies sent with `Content-Encoding: gzip`, both ways.
 
 use std::io::Write;
 
 use bytes::Bytes;
-use flate2::write::GzDecoder;
+use flate2::Compression;
+use flate2::write::{GzDecoder, GzEncoder};
 use futures_util::{Stream, StreamExt, stream};
 
-use super::HttpError;
+use super::{BoxError, HttpError};
 
 /// How many compressed bytes are fed at once: at most a thousandfold comes out (deflate, RFC 1951).
 const BITE: usize = 1024;
@@ -39,18 +40,36 @@ pub(super) fn unpack(
     })
 }
 
+/// Packs a stream as it comes, quickly rather than tightly.
+pub(super) fn pack(
+    plain: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
+    let encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let state = (Box::pin(plain), Some(encoder));
+    stream::try_unfold(state, |(mut plain, encoder)| async move {
+        let Some(mut encoder) = encoder else { return Ok(None) };
+        loop {
+            let Some(piece) = plain.next().await else {
+                return Ok(Some((encoder.finish()?.into(), (plain, None))));
+            };
+            encoder.write_all(&piece?)?;
+            let packed = std::mem::take(encoder.get_mut());
+            if !packed.is_empty() {
+                return Ok(Some((packed.into(), (plain, Some(encoder)))));
+            }
+        }
+    })
+}
+
 fn broken(error: std::io::Error) -> HttpError {
     HttpError::bad_request(format!("the body is not whole gzip data: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use flate2::Compression;
-    use flate2::write::GzEncoder;
-
     use super::*;
 
-    fn pack(plain: &[u8]) -> Vec<u8> {
+    fn gzip_of(plain: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(plain).unwrap();
         encoder.finish().unwrap()
@@ -72,24 +91,41 @@ mod tests {
     #[tokio::test]
     async fn unpacks_in_bounded_pieces() {
         let plain = vec![0; 30 << 20];
-        let packed = pack(&plain);
+        let packed = gzip_of(&plain);
         assert!(packed.len() < 64 << 10);
         let (unpacked, largest) = unpack_all(packed, usize::MAX).await.unwrap();
         assert!(unpacked == plain);
         assert!(largest <= 2 << 20, "{largest}");
         let text: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
-        assert!(unpack_all(pack(&text), 7).await.unwrap().0 == text);
-        assert_eq!(unpack_all(pack(b""), 1).await.unwrap().0, b"");
+        assert!(unpack_all(gzip_of(&text), 7).await.unwrap().0 == text);
+        assert_eq!(unpack_all(gzip_of(b""), 1).await.unwrap().0, b"");
     }
 
     #[tokio::test]
     async fn refuses_what_is_cut_or_altered() {
-        let packed = pack(b"something to pack, something to pack");
+        let packed = gzip_of(b"something to pack, something to pack");
         let mut altered = packed.clone();
         let at = altered.len() - 6;
         altered[at] ^= 1;
         for bad in [&packed[..packed.len() - 1], &packed[..12], &altered, b"plain text" as &[u8]] {
             assert!(unpack_all(bad.to_vec(), 5).await.is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_packed_unpacks() {
+        let pieces: Vec<Bytes> =
+            (0..50u32).map(|n| n.to_le_bytes().repeat(n as usize * 500).into()).collect();
+        let plain: Vec<u8> = pieces.concat();
+        let mut stream = Box::pin(pack(stream::iter(pieces.into_iter().map(Ok))));
+        let mut packed = Vec::new();
+        while let Some(piece) = stream.next().await {
+            packed.extend_from_slice(&piece.unwrap());
+        }
+        assert!(packed.len() < plain.len() / 10);
+        assert!(unpack_all(packed, 1000).await.unwrap().0 == plain);
+        let broken = stream::iter([Ok(Bytes::from_static(b"x")), Err("it broke".into())]);
+        let pieces: Vec<_> = pack(broken).collect().await;
+        assert!(pieces.last().unwrap().is_err());
     }
 }

@@ -3,11 +3,13 @@
 //! HTTP/1.1. `/health` answers anybody and `/init` anybody until the first one set the token; everything else
 //! needs the token first, known route or not.
 
+mod compose;
 mod files;
 mod gzip;
 mod init;
 mod metrics;
 mod query;
+mod range;
 mod receive;
 mod server;
 mod signature;
@@ -29,7 +31,7 @@ use wrenn_agent_api::http::ErrorBody;
 use wrenn_agent_api::proto::filesystem::FilesystemServer;
 use wrenn_agent_api::proto::process::ProcessServer;
 
-use crate::filesystem::FilesystemService;
+use crate::filesystem::{FilesystemService, Watchers};
 use crate::machine::Machine;
 use crate::process::{ProcessService, Processes};
 use crate::settings::Settings;
@@ -78,7 +80,8 @@ impl Routes {
         connections: Connections,
     ) -> Self {
         let processes = ProcessServer::new(ProcessService { processes, settings: settings.clone() });
-        let filesystem = FilesystemServer::new(FilesystemService { settings: settings.clone() });
+        let filesystem = FilesystemService { settings: settings.clone(), watchers: Watchers::default() };
+        let filesystem = FilesystemServer::new(filesystem);
         let rpc = ConnectRpcService::new(Chain(processes, filesystem));
         Self { settings, machine, connections, cpu: CpuMeter::default(), rpc }
     }
@@ -94,9 +97,10 @@ impl Routes {
             (&Method::POST, "/init") => self.init(request, connection).await.map(|()| no_content()),
             (&Method::GET, "/files") => self.download(&request).await,
             (&Method::POST, "/files") => self.upload(request).await,
+            (&Method::POST, "/files/compose") => self.compose(request).await,
             (&Method::GET, "/envs") => Ok(json(StatusCode::OK, &self.settings.env())),
             (&Method::GET, "/metrics") => self.metrics().await,
-            (_, "/health" | "/init" | "/files" | "/envs" | "/metrics") => {
+            (_, "/health" | "/init" | "/files" | "/files/compose" | "/envs" | "/metrics") => {
                 Err(HttpError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} has no such method")))
             }
             (_, rpc) if is_rpc(rpc) => return self.call(request).await,

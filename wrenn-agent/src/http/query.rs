@@ -17,6 +17,11 @@ pub(super) struct Query {
 }
 
 impl Query {
+    /// What a body says instead of a query.
+    pub(super) fn given(path: Option<String>, username: Option<String>) -> Self {
+        Self { path, username, ..Self::default() }
+    }
+
     pub(super) fn of(uri: &Uri) -> Self {
         let mut query = Self::default();
         for pair in uri.query().unwrap_or("").split('&') {

@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 
 use super::HttpError;
 use super::files::is_impossible_path;
-use crate::paths::make_directories;
+use crate::paths::{Staging, make_directories};
 use crate::sys::Identity;
 
 /// The mode of new files; an old file keeps its own.
@@ -40,18 +40,18 @@ impl Staged {
             return Err(is_directory(path));
         }
         let destination = follow_links(Path::new(path)).map_err(|e| write_error(path, &e))?;
-        let mode = match fs::symlink_metadata(&destination) {
+        let (mode, kind) = match fs::symlink_metadata(&destination) {
             Ok(old) if old.is_dir() => return Err(is_directory(path)),
             Ok(old) if !old.is_file() => {
                 return Err(HttpError::bad_request(format!("path '{path}' is not a regular file")));
             }
-            Ok(old) => old.mode() & 0o7777,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => NEW_FILE,
+            Ok(old) => (old.mode() & 0o7777, Staging::Over),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (NEW_FILE, Staging::New),
             Err(e) => return Err(write_error(path, &e)),
         };
         let parent = destination.parent().unwrap_or(Path::new("/"));
         make_directories(parent, owner).map_err(|e| write_error(path, &e))?;
-        let file = tempfile::Builder::new().prefix(".wrenn-upload-").tempfile_in(parent);
+        let file = tempfile::Builder::new().prefix(kind.prefix()).tempfile_in(parent);
         let file = file.map_err(|e| write_error(path, &e))?;
         Ok(Self { file, destination, mode, owner })
     }
@@ -59,6 +59,11 @@ impl Staged {
     /// Appends a piece. Blocks.
     pub(super) fn write(&mut self, piece: &Bytes) -> Result<(), HttpError> {
         self.file.as_file_mut().write_all(piece).map_err(|e| write_error(&self.name(), &e))
+    }
+
+    /// Appends what is left of another file, within the kernel where it can. Blocks.
+    pub(super) fn append(&mut self, source: &mut File) -> Result<(), HttpError> {
+        io::copy(source, self.file.as_file_mut()).map(drop).map_err(|e| write_error(&self.name(), &e))
     }
 
     /// Puts the file into its place, with its owner, mode and metadata. Blocks.

@@ -42,6 +42,10 @@ impl Input {
         Self::Terminal(master, Mutex::default())
     }
 
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(..))
+    }
+
     /// Writes all of `bytes` to the pipe, as fast as the command reads.
     ///
     /// If the future is dropped a part may have been written.

@@ -5,12 +5,14 @@
 //!  reaper <── exit status ──┘                                                 └── end, after all output
 //! ```
 //! - The pump reads at the pace of the slowest attached stream, so that a full pipe slows the command, not the
-//!   agent; with no stream attached it reads on and throws away, so that the command is not stopped for good.
+//!   agent; with no stream attached it reads on, so that the command is not stopped for good, and the last of what
+//!   it read is kept for whoever attaches and asks for it.
 //! - A command belongs to nobody: it goes on when its caller is gone, and ends by itself, by a signal, or at the
 //!   time limit of the call that started it.
 
 mod input;
 mod launch;
+mod missed;
 mod outlet;
 mod output;
 mod pump;
@@ -22,14 +24,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wrenn_agent_api::proto::process::ProcessConfig;
 
 use crate::reaper::{Child, Gone, Reaper};
 use input::Input;
 pub(crate) use launch::Launch;
-use outlet::{Event, Outlet};
+use outlet::{Follower, Outlet};
 pub(crate) use service::ProcessService;
 
 /// How long a command can still be attached to after its end, to learn of it.
@@ -82,7 +83,7 @@ impl Processes {
         config: ProcessConfig,
         tag: Option<String>,
         deadline: Option<Instant>,
-    ) -> std::io::Result<(Arc<Process>, mpsc::Receiver<Event>)> {
+    ) -> std::io::Result<(Arc<Process>, Follower)> {
         let this = self.clone();
         let start = async move {
             let (child, ends) = this.reaper.spawn(move || launch.fork()).await?;

@@ -9,21 +9,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use connectrpc::{
     ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
 use futures_util::{Stream, StreamExt, stream};
 use rustix::process::Signal;
 use rustix::termios::Winsize;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use wrenn_agent_api::KEEPALIVE_HEADER;
 use wrenn_agent_api::proto::process as pb;
 use wrenn_agent_api::proto::process::__buffa::oneof;
 
 use super::input::InputError;
 use super::launch::{Wiring, is_directory};
-use super::outlet::{Channel, Event};
+use super::outlet::{Channel, Event, Follower};
 use super::status::end_event;
 use super::{Launch, Process, Processes};
 use crate::paths;
@@ -31,9 +30,6 @@ use crate::reaper::Exit;
 use crate::rpc;
 use crate::settings::{Settings, is_env_pair};
 use crate::users::User;
-
-/// How long a stream is silent before a keepalive event, where the client asks for nothing else.
-const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(90);
 
 /// The service; cheap to make.
 pub(crate) struct ProcessService {
@@ -62,7 +58,7 @@ impl pb::Process for ProcessService {
         let started = self.processes.start(launch, config, request.tag, deadline).await;
         let (process, events) = started.map_err(|e| start_error(&program, &e))?;
         Response::stream_ok(
-            follow(process, events, keepalive(&ctx), Limit::OfCommand)
+            follow(process, events, rpc::keepalive(&ctx), Limit::OfCommand)
                 .map(|event| event.map(|event| pb::StartResponse { event: event.into() })),
         )
     }
@@ -72,11 +68,12 @@ impl pb::Process for ProcessService {
         ctx: RequestContext,
         request: ServiceRequest<'_, pb::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<pb::ConnectResponse>> {
-        let process = self.select(request.to_owned_message().process.into_option())?;
-        let events = process.outlet.attach();
+        let request = request.to_owned_message();
+        let process = self.select(request.process.into_option())?;
+        let events = process.outlet.attach(request.missed.unwrap_or(false));
         let limit = Limit::OfCall(ctx.deadline().map(Into::into));
         Response::stream_ok(
-            follow(process, events, keepalive(&ctx), limit)
+            follow(process, events, rpc::keepalive(&ctx), limit)
                 .map(|event| event.map(|event| pb::ConnectResponse { event: event.into() })),
         )
     }
@@ -241,23 +238,27 @@ enum Limit {
 /// The events of a stream: the start, what comes, keepalives in the pauses, the end.
 fn follow(
     process: Arc<Process>,
-    events: mpsc::Receiver<Event>,
+    events: Follower,
     keepalive: Duration,
     limit: Limit,
 ) -> impl Stream<Item = Result<pb::ProcessEvent, ConnectError>> + Send + 'static {
-    let start = pb::process_event::StartEvent { pid: process.pid() };
+    let terminal = process.input.is_terminal().then_some(true);
+    let start = pb::process_event::StartEvent { pid: process.pid(), terminal };
     let rest = stream::unfold(Some((process, events)), move |state| async move {
         let (process, mut events) = state?;
         let received = tokio::select! {
             received = tokio::time::timeout(keepalive, events.recv()) => received,
-            () = end_of_call(limit) => return Some((Err(too_late("the call")), None)),
+            () = rpc::passed(limit.of_call()) => return Some((Err(rpc::too_late("the call")), None)),
         };
         Some(match received {
             Ok(Some(Event::Output(channel, bytes))) => {
-                (Ok(wire_event(data_event(channel, bytes))), Some((process, events)))
+                (Ok(wire_event(data_event(channel, bytes, None))), Some((process, events)))
+            }
+            Ok(Some(Event::Lost(channel, bytes))) => {
+                (Ok(wire_event(data_event(channel, Bytes::new(), Some(bytes)))), Some((process, events)))
             }
             Ok(Some(Event::End(exit))) if limit.killed(&process, exit) => {
-                (Err(too_late("the command")), None)
+                (Err(rpc::too_late("the command")), None)
             }
             Ok(Some(Event::End(exit))) => (Ok(wire_event(end_event(exit))), None),
             Ok(None) => (Err(ConnectError::internal("the agent lost sight of the process")), None),
@@ -268,6 +269,14 @@ fn follow(
 }
 
 impl Limit {
+    /// When the call ends, whatever the command does.
+    fn of_call(self) -> Option<Instant> {
+        match self {
+            Self::OfCall(deadline) => deadline,
+            Self::OfCommand => None,
+        }
+    }
+
     /// Whether the limit is why the command ended.
     fn killed(self, process: &Process, exit: Exit) -> bool {
         matches!(self, Self::OfCommand)
@@ -276,29 +285,18 @@ impl Limit {
     }
 }
 
-async fn end_of_call(limit: Limit) {
-    match limit {
-        Limit::OfCall(Some(deadline)) => tokio::time::sleep_until(deadline).await,
-        Limit::OfCall(None) | Limit::OfCommand => std::future::pending().await,
-    }
-}
-
-fn too_late(what: &str) -> ConnectError {
-    ConnectError::deadline_exceeded(format!("{what} ran into its time limit"))
-}
-
 fn wire_event(event: impl Into<Option<oneof::process_event::Event>>) -> pb::ProcessEvent {
     pb::ProcessEvent { event: event.into() }
 }
 
-fn data_event(channel: Channel, bytes: bytes::Bytes) -> pb::process_event::DataEvent {
+fn data_event(channel: Channel, bytes: Bytes, lost: Option<u64>) -> pb::process_event::DataEvent {
     use oneof::process_event::data_event::Output;
     let output = match channel {
         Channel::Stdout => Output::Stdout(bytes),
         Channel::Stderr => Output::Stderr(bytes),
         Channel::Terminal => Output::Pty(bytes),
     };
-    pb::process_event::DataEvent { output: Some(output) }
+    pb::process_event::DataEvent { output: Some(output), lost }
 }
 
 async fn write(process: &Process, input: Option<pb::ProcessInput>) -> Result<(), ConnectError> {
@@ -309,11 +307,6 @@ async fn write(process: &Process, input: Option<pb::ProcessInput>) -> Result<(),
         None => return Err(ConnectError::invalid_argument("no input")),
     }
     .map_err(input_error)
-}
-
-fn keepalive(ctx: &RequestContext) -> Duration {
-    let asked = ctx.header(KEEPALIVE_HEADER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    asked.filter(|seconds| (1..=86_400).contains(seconds)).map_or(DEFAULT_KEEPALIVE, Duration::from_secs)
 }
 
 fn window_size(pty: pb::PTY) -> Result<Winsize, ConnectError> {
