@@ -1,0 +1,158 @@
+//! A server: opened with a configuration, served until it is told to stop.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::Router;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::app::{App, Parts};
+use crate::auth::{AccessTokens, Limits, Passwords};
+use crate::config::{Config, ConfigError};
+use crate::db::{self, DatabaseError};
+use crate::{api, http};
+
+/// How often what is over is forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(300);
+
+/// Why a server could not be opened, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The settings do not make a configuration.
+    #[error("the configuration is not right")]
+    Config(#[from] ConfigError),
+    /// The database cannot be used.
+    #[error("the database cannot be used")]
+    Database(#[from] DatabaseError),
+    /// Passwords cannot be hashed on this machine.
+    #[error("passwords cannot be hashed: {reason}")]
+    Passwords {
+        /// What is in the way.
+        reason: String,
+    },
+    /// An account could not be made.
+    #[error("the account could not be made: {reason}")]
+    Account {
+        /// What is in the way.
+        reason: String,
+    },
+    /// The address has an account already, which stays as it is.
+    #[error("the address has an account already")]
+    AddressTaken,
+    /// The listener or the address that it is for does not work.
+    #[error("nothing can be served at {place}")]
+    Listen {
+        /// The address.
+        place: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A control plane: its database is migrated and its routes are ready to be served.
+pub struct Server {
+    app: App,
+    tidying: AbortOnDropHandle<()>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("config", &self.app.config).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens a server: connects to PostgreSQL and brings its schema up to date.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be used, or its schema is not one that this server can bring up to date. Whatever was
+    /// migrated before the error stays migrated, and the next start goes on from there.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves a database that is migrated in part, which the next start completes.
+    pub async fn open(config: Config) -> Result<Self, ServerError> {
+        let db = db::open(&config).await?;
+        let passwords =
+            Passwords::new().map_err(|error| ServerError::Passwords { reason: error.to_string() })?;
+        let app = App::new(Parts {
+            access_tokens: AccessTokens::new(&config.jwt_secret, config.access_token_life),
+            limits: Limits::new(config.auth_attempts_per_minute),
+            metrics: recorder(),
+            passwords,
+            db,
+            config,
+        });
+        let tidying = AbortOnDropHandle::new(tokio::spawn(tidy(app.clone())));
+        Ok(Self { app, tidying })
+    }
+
+    /// The routes, for a program that serves them itself, perhaps beside its own.
+    pub fn router(&self) -> Router {
+        api::router(self.app.clone())
+    }
+
+    /// Makes a user with a team of their own, whether or not sign-up is open; the user's id.
+    ///
+    /// # Errors
+    /// The address has an account, which stays as it is; address, name or password are not fit for one; or the database
+    /// cannot be used.
+    pub async fn create_user(
+        &self,
+        email: &str,
+        name: &str,
+        password: &secrecy::SecretString,
+        operator: bool,
+    ) -> Result<uuid::Uuid, ServerError> {
+        let failed = |error: api::Error| ServerError::Account { reason: error.message };
+        let account = api::checked_account(email, name, password).map_err(failed)?;
+        let hash = self.app.passwords.hash(password.clone()).await.map_err(|error| failed(error.into()))?;
+        let made = db::users::create(&self.app.db, &account.email, &account.name, &hash, operator).await;
+        let (user, _) = made.map_err(|error| failed(error.into()))?.ok_or(ServerError::AddressTaken)?;
+        Ok(user)
+    }
+
+    /// Serves until `stop` is ready, then lets requests that are under way end for as long as the configuration says.
+    ///
+    /// # Errors
+    /// The listener is of no use. A connection that fails is only logged.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), ServerError> {
+        let address = listener
+            .local_addr()
+            .map_err(|source| ServerError::Listen { place: "the given listener".to_owned(), source })?;
+        tracing::info!(%address, "serving");
+        http::serve(listener, self.router(), &self.app.config, stop).await;
+        drop(self.tidying);
+        self.app.db.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// The recorder of this process's metrics: a program that has one already keeps it.
+fn recorder() -> Option<PrometheusHandle> {
+    static HANDLE: std::sync::OnceLock<Option<PrometheusHandle>> = std::sync::OnceLock::new();
+    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().ok()).clone()
+}
+
+/// Forgets what is over, now and then.
+async fn tidy(app: App) {
+    let mut ticks = tokio::time::interval(TIDY_EVERY);
+    loop {
+        ticks.tick().await;
+        app.limits.forget_old();
+        if let Some(metrics) = &app.metrics {
+            metrics.run_upkeep();
+        }
+        if let Err(error) = db::sessions::forget_old(&app.db).await {
+            tracing::warn!(%error, "old sessions could not be forgotten");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The server over real connections, with a real PostgreSQL.
+
+mod accounts;
+mod errors;
+mod faults;
+mod keys;
+mod routes;
+mod support;
+mod teams;

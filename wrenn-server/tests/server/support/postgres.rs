@@ -1,0 +1,85 @@
+//! One PostgreSQL for all tests that run at a time, and a database for each.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+/// A database that nobody else uses, gone with this value. The last one stops PostgreSQL.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    name: String,
+    admin_url: String,
+    /// Held shared by whoever uses PostgreSQL: in other processes too, and let go by the kernel if one is killed.
+    users: File,
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/postgres")
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres")
+}
+
+#[expect(clippy::disallowed_methods, reason = "PostgreSQL is a program of its own")]
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program:?}: {error}"))
+}
+
+impl Database {
+    pub(crate) async fn create() -> Self {
+        tokio::task::spawn_blocking(Self::create_now).await.unwrap()
+    }
+
+    fn create_now() -> Self {
+        let users = File::create(directory().with_extension("users")).unwrap();
+        flock(&users, FlockOperation::LockShared).unwrap();
+        let up = run(&script(), &["up", directory().to_str().unwrap(), "--fast"]);
+        assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+        let admin_url = String::from_utf8(up.stdout).unwrap().trim().to_owned();
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        let url = admin_url.replacen("/postgres?", &format!("/{name}?"), 1);
+        let database = Self { url, name, admin_url, users };
+        database.administer(&format!("CREATE DATABASE {}", database.name));
+        database
+    }
+
+    /// Runs a statement as the administrator, outside of the database.
+    pub(crate) fn administer(&self, statement: &str) {
+        let done = run(Path::new("psql"), &["-X", "-q", "-c", statement, &self.admin_url]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Makes the database unreachable: nobody may connect, and whoever is connected no longer is.
+    pub(crate) fn take_away(&self) {
+        self.administer(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.name));
+        self.administer(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
+            self.name
+        ));
+    }
+
+    pub(crate) fn give_back(&self) {
+        self.administer(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.name));
+    }
+
+    /// The first column of what a query in the database finds, as text.
+    pub(crate) fn query(&self, query: &str) -> Vec<String> {
+        let found = run(Path::new("psql"), &["-X", "-A", "-t", "-c", query, &self.url]);
+        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+        String::from_utf8(found.stdout).unwrap().lines().map(ToOwned::to_owned).collect()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        run(Path::new("psql"), &["-X", "-q", "-c", &statement, &self.admin_url]);
+        if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            run(&script(), &["down", directory().to_str().unwrap()]);
+        }
+    }
+}
