@@ -4,6 +4,7 @@
 //! server (its place in that order at least), monitor. The monitor is thus collected before its disk and its network
 //! go, and before the fault server stops, so that it never hangs in a page fault nobody serves.
 
+mod data_dir;
 mod load;
 mod takeover;
 
@@ -231,10 +232,12 @@ impl Assembly {
         Ok(())
     }
 
-    /// The directory of a new sandbox's durable data.
+    /// The directory of a new sandbox's durable data, which must not be there: it would be another's of the same id.
     async fn data_dir(&mut self) -> Result<(), Cause> {
-        let dir = self.identity.dirs.store.path().to_owned();
-        self.data_step = Some(self.directory("the sandbox's data directory", dir, 0o700).await?);
+        let (id, dir) = (self.identity.id.clone(), self.identity.dirs.store.path().to_owned());
+        let reaper = self.host.reaper.clone();
+        let made = building(&mut self.undo, &reaper, move |undo| data_dir::new_data_dir(id, dir, undo));
+        self.data_step = Some(made.await?);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::lifetime::{Lifetime, OnTimeout};
 use crate::machine::{Entered, Machine};
 use crate::network::NetworkPolicy;
 use crate::sandbox::Sandbox;
-use crate::spec::{SandboxSpec, host_memory};
+use crate::spec::{SandboxSpec, host_memory, now_ms};
 
 const DEFAULT_VCPUS: u8 = 1;
 const DEFAULT_MEMORY: MiB = MiB(256);
@@ -27,6 +27,8 @@ const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct SandboxBuilder {
     host: Host,
     spec: SandboxSpec,
+    /// A random one where absent.
+    id: Option<SandboxId>,
 }
 
 impl SandboxBuilder {
@@ -42,8 +44,23 @@ impl SandboxBuilder {
             lifetime: Lifetime::default(),
             metadata: BTreeMap::new(),
             ready_timeout_ms: DEFAULT_READY_TIMEOUT.as_millis() as u64,
+            hostname: None,
+            template: None,
+            created_ms: None,
         };
-        Self { host, spec }
+        Self { host, spec, id: None }
+    }
+
+    /// The sandbox's id, which no other sandbox of the host has, running or paused; a random one where not set.
+    pub fn id(mut self, id: SandboxId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// The guest's host name, a label of a DNS name; the sandbox's id where not set.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.spec.hostname = Some(name.into());
+        self
     }
 
     /// The number of virtual CPUs, 1 to 32; 1 where not set.
@@ -114,17 +131,20 @@ impl SandboxBuilder {
     /// Boots the sandbox and returns once its agent answers.
     ///
     /// # Errors
-    /// A bad request is refused before anything on the host is touched. Whatever fails later is undone, and the
+    /// A bad request is refused before anything on the host is touched, and so is an id that is taken
+    /// ([`Cause::SandboxExists`](crate::Cause::SandboxExists)). Whatever fails later is undone, and the
     /// error names it; what could not be undone stands beside it in [`Error::cleanup`].
     ///
     /// # Cancel safety
     /// A dropped future leaves nothing: what was made is removed in the background.
     pub async fn create(self) -> Result<Sandbox, Error> {
-        self.spec.check(host_memory()?)?;
-        let host = self.host.inner;
-        let id = SandboxId::random();
+        let Self { host: Host { inner: host }, mut spec, id } = self;
+        spec.check(host_memory()?)?;
+        let id = id.unwrap_or_else(SandboxId::random);
+        host.check_free(std::slice::from_ref(&id))?;
+        spec.created_ms = now_ms();
         let dirs = host.layout.sandbox(&id);
-        let identity = Identity { id, dirs, spec: self.spec, token: AccessToken::random() };
+        let identity = Identity { id, dirs, spec, token: AccessToken::random() };
         let Entered { machine, entry } = Machine::boot(&host, identity).await?;
         Sandbox::started(host, machine, entry, None).await
     }

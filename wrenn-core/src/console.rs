@@ -9,16 +9,21 @@ const TAIL_LINES: usize = 20;
 
 /// The last lines of the console log at `path`, made safe to print: a guest wrote them. Empty if there are none.
 pub(crate) fn tail(path: &Path) -> String {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|mut file| {
-        let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
-        file.seek(SeekFrom::Start(start))?;
-        file.take(TAIL_BYTES).read_to_end(&mut bytes)
-    });
-    match read {
-        Ok(_) => last_lines(&String::from_utf8_lossy(&bytes)),
+    match end(path, TAIL_BYTES) {
+        Ok(bytes) => last_lines(&String::from_utf8_lossy(&bytes)),
         Err(_) => String::new(),
     }
+}
+
+/// The last bytes of the console log at `path`, at most `most`, as they are.
+pub(crate) fn end(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(most);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    // It may have grown since.
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn last_lines(text: &str) -> String {
@@ -37,6 +42,16 @@ mod tests {
         let many: String = (0..100).map(|n| format!("{n}\n")).collect();
         let tail = last_lines(&many);
         assert!(tail.starts_with("80\n") && tail.ends_with("99"));
+    }
+
+    #[test]
+    fn the_end_is_bounded_and_as_it_was_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), b"abc\x1b\xff").unwrap();
+        assert_eq!(end(file.path(), 3).unwrap(), b"c\x1b\xff");
+        assert_eq!(end(file.path(), 100).unwrap(), b"abc\x1b\xff");
+        assert_eq!(end(file.path(), 0).unwrap(), b"");
+        assert!(end(Path::new("/nonexistent/console"), 1).is_err());
     }
 
     #[test]

@@ -208,6 +208,9 @@ mod tests {
             lifetime: Lifetime::default(),
             metadata: BTreeMap::new(),
             ready_timeout_ms: 1,
+            hostname: None,
+            template: None,
+            created_ms: None,
         };
         let small = limits(&spec);
         assert_eq!((small.cpu_percent, small.pids), (Some(150), Some(17)));

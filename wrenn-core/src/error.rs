@@ -135,6 +135,12 @@ pub enum Cause {
         /// The time.
         limit: Duration,
     },
+    /// Another sandbox has the id that was asked for.
+    #[error("there is a sandbox {id} already; destroy it first, or choose another id")]
+    SandboxExists {
+        /// The sandbox.
+        id: SandboxId,
+    },
     /// No sandbox of that id is stored here.
     #[error("no paused sandbox {id} is stored in this data directory")]
     NoSuchSandbox {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wrenn_base::{ImageName, Reaper, SandboxId, TemplateName, UndoFailure, UndoList};
+use wrenn_base::{HostId, ImageName, Reaper, SandboxId, TemplateName, UndoFailure, UndoList};
 use wrenn_net::SlotPool;
 use wrenn_storage::{GuestFiles, ImageRegistry, RootDisks};
 use wrenn_vmm::MonitorProgram;
@@ -41,6 +41,7 @@ pub struct Host {
 }
 
 pub(crate) struct HostInner {
+    pub(crate) id: HostId,
     pub(crate) layout: Layout,
     pub(crate) reaper: Reaper,
     pub(crate) images: ImageRegistry,
@@ -95,6 +96,19 @@ impl HostInner {
         failures
     }
 
+    /// Refuses ids that are named twice, or that a sandbox has.
+    pub(crate) fn check_free(&self, ids: &[SandboxId]) -> Result<(), Cause> {
+        for (index, id) in ids.iter().enumerate() {
+            if ids[..index].contains(id) {
+                return Err(Cause::InvalidSpec { what: "id", why: format!("{id} is named twice") });
+            }
+            if self.registry.state(id).is_some() || self.layout.sandbox(id).store.path().exists() {
+                return Err(Cause::SandboxExists { id: id.clone() });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn guest_files(&self) -> Result<GuestFiles, Cause> {
         Ok(GuestFiles::open(&self.data)?)
     }
@@ -127,6 +141,21 @@ impl Host {
     /// ```
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
+    }
+
+    /// The identity of the data directory, the same each time it is opened.
+    pub fn id(&self) -> &HostId {
+        &self.inner.id
+    }
+
+    /// The names of the registered images, but for those that are damaged.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub async fn images(&self) -> Result<Vec<ImageName>, Error> {
+        let inner = Arc::clone(&self.inner);
+        let all = blocking(move || inner.images.list().map_err(Cause::from)).await?;
+        Ok(all.into_iter().filter(|(_, image)| image.is_ok()).map(|(name, _)| name).collect())
     }
 
     /// The data directory.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use wrenn_base::{ImageName, MiB, SandboxId};
+use wrenn_agent_api::AccessToken;
+use wrenn_base::{ImageName, MiB, SandboxId, TemplateName};
 
 use crate::error::{Cause, Error};
 use crate::events::Events;
@@ -26,6 +27,12 @@ pub struct SandboxInfo {
     pub state: SandboxState,
     /// The image that it was made of.
     pub image: ImageName,
+    /// The template that it, or the sandbox that it was branched from, was made from.
+    pub template: Option<TemplateName>,
+    /// When it was asked for; `None` for one from before that was noted.
+    pub created: Option<SystemTime>,
+    /// The guest's host name, if it is another than the id.
+    pub hostname: Option<String>,
     /// Its virtual CPUs.
     pub vcpus: u8,
     /// Its memory.
@@ -56,6 +63,9 @@ impl SandboxInfo {
             id,
             state,
             image: spec.image.clone(),
+            template: spec.template.clone(),
+            created: spec.created_ms.and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms))),
+            hostname: spec.hostname.clone(),
             vcpus: spec.vcpus,
             memory: spec.memory,
             metadata: spec.metadata.clone(),
@@ -98,6 +108,14 @@ impl Host {
     pub async fn get(&self, id: &SandboxId) -> Result<SandboxInfo, Error> {
         let (inner, id) = (Arc::clone(&self.inner), id.clone());
         Ok(blocking(move || get(&inner, id)).await?)
+    }
+}
+
+impl Host {
+    /// What the agent of a running sandbox wants to be shown, whoever has the sandbox; nothing where it does not run.
+    pub fn access_token(&self, id: &SandboxId) -> Option<AccessToken> {
+        let (state, entry) = self.inner.registry.entry(id)?;
+        (state == SandboxState::Running).then(|| entry.token.clone())
     }
 }
 

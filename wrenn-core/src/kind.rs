@@ -29,6 +29,7 @@ impl Cause {
             Self::DataDirBusy { .. }
             | Self::HostInUse
             | Self::SandboxBusy { .. }
+            | Self::SandboxExists { .. }
             | Self::TemplateBusy { .. }
             | Self::TemplateExists { .. } => ErrorKind::Busy,
             Self::NoSuchSandbox { .. } | Self::NotRunning { .. } | Self::NoSuchTemplate { .. } => {

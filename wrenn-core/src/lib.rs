@@ -26,8 +26,10 @@
 #![forbid(unsafe_code)]
 
 mod assembly;
+mod branch;
 mod builder;
 mod capture;
+mod changes;
 mod command;
 mod compaction;
 mod configure;
@@ -53,6 +55,7 @@ mod network;
 mod opening;
 mod paging;
 mod paused;
+mod ports;
 mod preflight;
 mod recovery;
 mod registry;
@@ -68,6 +71,7 @@ mod template;
 mod templates_in_use;
 mod usage;
 
+pub use branch::BranchBuilder;
 pub use builder::SandboxBuilder;
 pub use command::{Command, CommandStatus, Output, Process};
 pub use compaction::CompactionPolicy;
@@ -83,6 +87,7 @@ pub use lifetime::OnTimeout;
 pub use network::PublishedPort;
 pub use opening::HostBuilder;
 pub use paused::{PausedSandbox, ResumeError, SnapshotInfo};
+pub use ports::{GuestStream, Ports};
 pub use preflight::{Check, Preflight, Subject, Verdict};
 pub use restore::{Prefetch, RestoreMode, RestoreOptions, RestoreTimings};
 pub use sandbox::{PauseError, Sandbox};
@@ -91,7 +96,7 @@ pub use stored::SnapshotKind;
 pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};
 pub use usage::Usage;
 
-pub use wrenn_agent_api::{GuestPath, ProcessEvent, Signal, Upload};
+pub use wrenn_agent_api::{AccessToken, GuestPath, ProcessEvent, Signal, Upload};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};
 pub use wrenn_net::{
     AllowRule, Bandwidth, BandwidthError, Cidr, EgressError, EgressPolicy, NamePattern, Protocol,

@@ -199,7 +199,8 @@ impl Live {
     /// Made anew for each attempt: it holds the time.
     fn greeting(&self) -> Init {
         let Identity { id, spec, token, .. } = &self.identity;
-        let init = Init::now().env(spec.env.clone()).hostname(id.as_str()).token(token.clone());
+        let name = spec.hostname.as_deref().unwrap_or(id.as_str());
+        let init = Init::now().env(spec.env.clone()).hostname(name).token(token.clone());
         if self.restored.is_some() { init.resumed() } else { init }
     }
 

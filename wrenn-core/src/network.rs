@@ -1,22 +1,19 @@
 //! A sandbox's network as its user sees it: what the guest may reach, and how its ports are reached.
 
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_net::{Bandwidth, EgressPolicy, NetError, Slot};
 
 use crate::error::{Cause, Error};
-use crate::lifetime::Clock;
 use crate::machine::Live;
+use crate::ports::GuestStream;
 use crate::restore::Contact;
 use crate::sandbox::Sandbox;
 use crate::step::blocking;
@@ -95,14 +92,14 @@ impl Network {
 }
 
 impl Live {
-    async fn connect(&self, port: u16) -> Result<TcpStream, Cause> {
+    pub(crate) async fn connect(&self, port: u16) -> Result<TcpStream, Cause> {
         let failed = |source| Cause::Port { id: self.identity.id.clone(), port, source };
         self.while_alive(async { self.network.slot.connect(port, DIAL_LIMIT).await.map_err(failed) }).await
     }
 }
 
 /// Refuses ports that no service of the guest's can be reached at.
-fn check_port(port: u16) -> Result<(), Cause> {
+pub(crate) fn check_port(port: u16) -> Result<(), Cause> {
     let why = match port {
         0 => "0 is no port that a service can listen on",
         AGENT_PORT => "it is the agent's own, by which the sandbox is controlled",
@@ -259,49 +256,10 @@ async fn carry(live: &Live, port: u16, mut client: TcpStream) {
     match live.connect(port).await {
         // How a connection ends is between the two that have it.
         Ok(guest) => {
-            let mut guest = Noted { stream: guest, clock: live.clock.clone() };
+            let mut guest = GuestStream::new(guest, live.clock.clone());
             drop(copy_bidirectional(&mut client, &mut guest).await);
         }
         Err(e) => tracing::debug!(port, error = %e, "nobody in the guest took a connection"),
-    }
-}
-
-/// A connection whose every byte keeps the sandbox from being idle.
-struct Noted {
-    stream: TcpStream,
-    clock: Clock,
-}
-
-impl AsyncRead for Noted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_ready() {
-            self.clock.touch();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Noted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.clock.touch();
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

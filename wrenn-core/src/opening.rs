@@ -238,7 +238,7 @@ impl HostBuilder {
         let socket = layout.pager_socket();
         undo.push("the pager's socket", move |_| Ok(unless_missing(fs::remove_file(socket))?));
         let cells = Cells::open(self.containment, CgroupTreeSpec::new(id.clone()), &mut undo)?;
-        let mut net = HostNetSpec::new(id, layout.netns());
+        let mut net = HostNetSpec::new(id.clone(), layout.netns());
         if let Some(servers) = self.nameservers {
             net.dns = servers;
         }
@@ -251,6 +251,7 @@ impl HostBuilder {
         let ready = self.ready_slots.unwrap_or(DEFAULT_READY_SLOTS);
         let slots = SlotPool::start_telling(&net, 1..=last_slot, ready, &reaper, metrics::slots_ready)?;
         let inner = HostInner {
+            id,
             images: ImageRegistry::open(&data)?,
             data: data.clone(),
             layout,

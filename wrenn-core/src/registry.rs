@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, OwnedMutexGuard};
+use wrenn_agent_api::AccessToken;
 use wrenn_base::{SandboxId, UndoList};
 
 use crate::assembly::Identity;
@@ -28,6 +29,7 @@ pub(crate) type Held = OwnedMutexGuard<Option<Instance>>;
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,
     pub(crate) spec: SandboxSpec,
+    pub(crate) token: AccessToken,
     pub(crate) clock: Clock,
     /// Whoever has it locked decides what becomes of the machine: its user, or its timeout.
     instance: Arc<tokio::sync::Mutex<Option<Instance>>>,
@@ -106,6 +108,7 @@ impl Registry {
             id: id.clone(),
             clock: Clock::new(spec.lifetime),
             spec,
+            token: identity.token.clone(),
             instance: Arc::default(),
             abandoned: AtomicBool::new(false),
             parked: AtomicBool::new(false),

@@ -5,11 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, SandboxId, TemplateName};
 use wrenn_pager::FaultStats;
 use wrenn_vmm::ExitReport;
 
 use crate::command::{Command, Output};
+use crate::console;
 use crate::error::{Cause, Error};
 use crate::files::Files;
 use crate::host::HostInner;
@@ -23,7 +25,7 @@ use crate::registry::{Entry, Held};
 use crate::restore::RestoreTimings;
 use crate::running::Capture;
 use crate::step::{blocking, to_its_end};
-use crate::template::{self, Changes, StagedTemplate, TakenSnapshot, Template};
+use crate::template::{StagedTemplate, TakenSnapshot, Template};
 
 /// A guest that runs: commands can be run in it and files moved.
 ///
@@ -96,6 +98,15 @@ impl Sandbox {
         &self.live
     }
 
+    pub(crate) fn host(&self) -> &Arc<HostInner> {
+        &self.host
+    }
+
+    /// Waits until nobody else works on the machine.
+    pub(crate) async fn hold(&self) -> Held {
+        self.entry.hold().await
+    }
+
     pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
         &self.host.runtime
     }
@@ -137,6 +148,23 @@ impl Sandbox {
     /// How long its resume took, step by step; nothing for a sandbox that was booted.
     pub fn restore_timings(&self) -> Option<RestoreTimings> {
         self.live.restored.as_ref()?.timings()
+    }
+
+    /// What the guest's agent wants to be shown: with it, whoever reaches its port controls the guest.
+    pub fn access_token(&self) -> &AccessToken {
+        &self.live.identity.token
+    }
+
+    /// The last bytes of the guest's console log, at most `most`, as the guest wrote them: they are not safe to print.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn console(&self, most: Bytes) -> Result<Vec<u8>, Error> {
+        let path = self.live.monitor.console_log().to_owned();
+        let end = blocking(move || {
+            console::end(&path, most.get()).map_err(|source| Cause::io("read", &path, source))
+        });
+        Ok(end.await?)
     }
 
     /// The size of the guest's memory.
@@ -211,27 +239,8 @@ impl Sandbox {
         })
     }
 
-    /// Makes `count` running sandboxes that begin where this one is now, while it runs on.
-    ///
-    /// Each has an id, a network slot, a root disk, a token and randomness of its own. Memory is captured as by
-    /// [`snapshot`](Self::snapshot), and shared by the children as long as they do not write to it.
-    ///
-    /// # Errors
-    /// The guest ended, the disk is full, or a child could not be made: then none is, and the sandbox runs on, unless
-    /// its guest ended.
-    ///
-    /// # Cancel safety
-    /// A dropped future leaves no child; the sandbox runs on.
-    pub async fn branch(&self, count: usize) -> Result<Vec<Sandbox>, Error> {
-        let held = self.entry.hold().await;
-        let host = Arc::clone(&self.host);
-        let staged = blocking(move || StagedTemplate::unnamed(&host)).await?;
-        let (capture, staged) = self.capture_into(held, staged, None).await?;
-        template::spawn(&self.host, capture.stored, &Changes::default(), count, staged).await
-    }
-
     /// Captures the running guest into `staged`, to the end, whoever waits.
-    async fn capture_into(
+    pub(crate) async fn capture_into(
         &self,
         mut held: Held,
         staged: StagedTemplate,

@@ -1,10 +1,10 @@
 //! What a sandbox is asked to be, checked before anything on the host is touched.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use wrenn_base::{Bytes, ImageName, MiB};
+use wrenn_base::{Bytes, ImageName, MiB, TemplateName};
 
 use crate::disk_limit::DiskLimit;
 use crate::error::Cause;
@@ -17,6 +17,8 @@ pub(crate) const MIN_MEMORY: MiB = MiB(80);
 const MOST_METADATA: usize = 64;
 const LONGEST_KEY: usize = 128;
 const LONGEST_VALUE: usize = 4096;
+/// A label of a DNS name.
+const LONGEST_HOSTNAME: usize = 63;
 /// What the monitors accept.
 pub(crate) const MAX_VCPUS: u8 = 32;
 
@@ -42,6 +44,15 @@ pub(crate) struct SandboxSpec {
     pub(crate) metadata: BTreeMap<String, String>,
     /// How long boot, or resume, may take until the agent answers, in milliseconds.
     pub(crate) ready_timeout_ms: u64,
+    /// The guest's host name; the sandbox's id where absent.
+    #[serde(default)]
+    pub(crate) hostname: Option<String>,
+    /// The template that it was made from.
+    #[serde(default)]
+    pub(crate) template: Option<TemplateName>,
+    /// When it was asked for, in milliseconds since 1970; absent in snapshots from before that was noted.
+    #[serde(default)]
+    pub(crate) created_ms: Option<u64>,
 }
 
 impl SandboxSpec {
@@ -58,6 +69,7 @@ impl SandboxSpec {
         self.check_size(host_memory)?;
         self.check_env()?;
         self.check_metadata()?;
+        self.check_hostname()?;
         if self.disk_limit.is_some_and(DiskLimit::is_zero) {
             return refuse("disk_limit", "zero leaves the guest no way to read its disk");
         }
@@ -98,6 +110,19 @@ impl SandboxSpec {
         Ok(())
     }
 
+    fn check_hostname(&self) -> Result<(), Cause> {
+        let Some(name) = &self.hostname else { return Ok(()) };
+        let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        let sound = (1..=LONGEST_HOSTNAME).contains(&name.len()) && name.bytes().all(inner);
+        if !sound || name.starts_with('-') || name.ends_with('-') {
+            let why = format!(
+                "it is 1 to {LONGEST_HOSTNAME} letters, digits and '-', which does not begin or end it"
+            );
+            return refuse("hostname", why);
+        }
+        Ok(())
+    }
+
     fn check_metadata(&self) -> Result<(), Cause> {
         let entries = self.metadata.len();
         if entries > MOST_METADATA {
@@ -116,6 +141,12 @@ impl SandboxSpec {
         }
         Ok(())
     }
+}
+
+/// The time as snapshots have it.
+pub(crate) fn now_ms() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok()
 }
 
 fn refuse(what: &'static str, why: impl Into<String>) -> Result<(), Cause> {
@@ -157,6 +188,9 @@ mod tests {
             lifetime: Lifetime::default(),
             metadata: BTreeMap::new(),
             ready_timeout_ms: 1000,
+            hostname: None,
+            template: None,
+            created_ms: None,
         }
     }
 
@@ -202,6 +236,12 @@ mod tests {
             check(|s| drop(s.env.insert(name.into(), String::new())), Some("env"));
         }
         check(|s| drop(s.env.insert("A".into(), "\0".into())), Some("env"));
+        for good in ["a", "Box-1", &"x".repeat(LONGEST_HOSTNAME)] {
+            check(|s| s.hostname = Some(good.into()), None);
+        }
+        for bad in ["", "-a", "a-", "a.b", "a b", "ü", "a\n", &"x".repeat(LONGEST_HOSTNAME + 1)] {
+            check(|s| s.hostname = Some(bad.into()), Some("hostname"));
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Templates: named snapshots that any number of sandboxes are made from.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -16,6 +15,7 @@ use wrenn_net::{Bandwidth, EgressPolicy};
 use wrenn_storage::durable::{self, StagedDir};
 
 use crate::assembly::Identity;
+use crate::changes::Changes;
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
 use crate::instance::Origin;
@@ -72,20 +72,6 @@ pub struct TakenSnapshot {
 pub struct TemplateBuilder {
     template: Template,
     changes: Changes,
-}
-
-/// What sandboxes of one snapshot may have of their own.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Changes {
-    vcpus: Option<u8>,
-    memory: Option<MiB>,
-    env: Vec<(String, String)>,
-    ready_timeout: Option<Duration>,
-    metadata: BTreeMap<String, String>,
-    lifetime: Option<Lifetime>,
-    egress: Option<EgressPolicy>,
-    bandwidth: Option<Bandwidth>,
-    restore: RestoreOptions,
 }
 
 impl Template {
@@ -163,6 +149,13 @@ impl TemplateBuilder {
         self
     }
 
+    /// The guests' host name; as it was in the template where not set, which is where it was not set either the
+    /// sandbox's id.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.changes.hostname = Some(name.into());
+        self
+    }
+
     /// How long a sandbox may take until its agent answers; the template's own limit where not set.
     pub fn ready_timeout(mut self, limit: Duration) -> Self {
         self.changes.ready_timeout = Some(limit);
@@ -209,28 +202,46 @@ impl TemplateBuilder {
     /// # Cancel safety
     /// A dropped future leaves no sandbox: what was made is removed in the background.
     pub async fn spawn(self, count: usize) -> Result<Vec<Sandbox>, Error> {
-        let Self { template: Template { host, name }, changes } = self;
+        self.spawn_with_ids(random_ids(count)).await
+    }
+
+    /// As [`spawn`](Self::spawn), one sandbox for each of `ids`, in their order.
+    ///
+    /// # Errors
+    /// As `spawn`; and an id is named twice, or taken ([`Cause::SandboxExists`]): nothing is touched then.
+    ///
+    /// # Cancel safety
+    /// As `spawn`.
+    pub async fn spawn_with_ids(self, ids: Vec<SandboxId>) -> Result<Vec<Sandbox>, Error> {
+        let Self { template: Template { host, name }, mut changes } = self;
+        changes.template = Some(name.clone());
         let used = host.templates.begin_use(&name);
         let store = host.layout.template(&name);
         let stored = blocking(move || Stored::open(&store)).await?;
         let stored = stored.ok_or_else(|| Cause::NoSuchTemplate { name: name.clone() })?;
-        spawn(&host, stored, &changes, count, used).await
+        spawn(&host, stored, &changes, ids, used).await
     }
 }
 
-/// Makes `count` sandboxes that go on where `stored` was taken, all or none; `_held` stays until they run.
+/// So many ids that nobody has.
+pub(crate) fn random_ids(count: usize) -> Vec<SandboxId> {
+    std::iter::repeat_with(SandboxId::random).take(count).collect()
+}
+
+/// Makes the sandboxes `ids`, which go on where `stored` was taken, all or none; `_held` stays until they run.
 pub(crate) async fn spawn<H>(
     host: &Arc<HostInner>,
     stored: Stored,
     changes: &Changes,
-    count: usize,
+    ids: Vec<SandboxId>,
     _held: H,
 ) -> Result<Vec<Sandbox>, Error> {
+    host.check_free(&ids)?;
     changes.check(&stored)?;
     // As many at a time as the machine can work on, with a few that wait for their disks.
     let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 2;
-    let children = (0..count).map(|_| child(host, &stored, changes));
-    let results: Vec<_> = stream::iter(children).buffer_unordered(at_once).collect().await;
+    let children = ids.into_iter().map(|id| child(host, id, &stored, changes));
+    let results: Vec<_> = stream::iter(children).buffered(at_once).collect().await;
     let (made, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
     let made: Vec<Sandbox> = made.into_iter().flatten().collect();
     let Some(error) = failed.into_iter().find_map(Result::err) else { return Ok(made) };
@@ -242,8 +253,12 @@ pub(crate) async fn spawn<H>(
     Err(error)
 }
 
-async fn child(host: &Arc<HostInner>, stored: &Stored, changes: &Changes) -> Result<Sandbox, Error> {
-    let id = SandboxId::random();
+async fn child(
+    host: &Arc<HostInner>,
+    id: SandboxId,
+    stored: &Stored,
+    changes: &Changes,
+) -> Result<Sandbox, Error> {
     let identity = Identity {
         dirs: host.layout.sandbox(&id),
         id,
@@ -253,43 +268,6 @@ async fn child(host: &Arc<HostInner>, stored: &Stored, changes: &Changes) -> Res
     let (entered, memory) = Machine::spawn(host, identity, stored, changes.restore).await?;
     let Entered { machine, entry } = entered;
     Sandbox::started(Arc::clone(host), machine, entry, Some(Origin { generation: 0, memory })).await
-}
-
-impl Changes {
-    /// Refuses what a snapshot fixes, and what no sandbox can have.
-    fn check(&self, stored: &Stored) -> Result<(), Cause> {
-        let spec = &stored.record.spec;
-        let fixed = |what, held: String, wanted: String| match held == wanted {
-            true => Ok(()),
-            false => Err(Cause::FixedBySnapshot { what, held, wanted }),
-        };
-        if let Some(wanted) = self.vcpus {
-            fixed("vcpus", spec.vcpus.to_string(), wanted.to_string())?;
-        }
-        if let Some(wanted) = self.memory {
-            fixed("memory", spec.memory.to_string(), wanted.to_string())?;
-        }
-        self.applied_to(stored).check(crate::spec::host_memory()?)
-    }
-
-    fn applied_to(&self, stored: &Stored) -> crate::spec::SandboxSpec {
-        let mut spec = stored.record.spec.clone();
-        spec.env.extend(self.env.iter().cloned());
-        if let Some(limit) = self.ready_timeout {
-            spec.set_ready_timeout(limit);
-        }
-        spec.metadata.extend(self.metadata.clone());
-        if let Some(lifetime) = self.lifetime {
-            spec.lifetime = lifetime;
-        }
-        if let Some(policy) = &self.egress {
-            spec.network.egress = policy.clone();
-        }
-        if let Some(bound) = self.bandwidth {
-            spec.network.bandwidth = Some(bound);
-        }
-        spec
-    }
 }
 
 /// A template being made: a store that vanishes unless it is committed.
