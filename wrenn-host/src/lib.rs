@@ -1,6 +1,7 @@
 //! The host agent: the sandboxes of one machine, offered to a control plane over Connect RPC.
 //!
-//! A host is served over TCP, TLS, a Unix socket or within the process; `HostClient` (feature `client`) calls it. `proto/host.proto` has the wire.
+//! `HostService` (feature `service`) serves a `wrenn_core::Host` over TCP, TLS, a Unix socket or within the process;
+//! `HostClient` (feature `client`) calls it. `proto/host.proto` has the wire.
 //!
 //! A sandbox's life is tied to its host, never to a request: an operation that began comes to its end whoever waits for it.
 //!
@@ -24,6 +25,8 @@ mod types;
 
 #[cfg(feature = "client")]
 mod client;
+#[cfg(feature = "service")]
+mod service;
 
 #[cfg(feature = "client")]
 pub use client::{
@@ -31,6 +34,8 @@ pub use client::{
 };
 pub use connection::Connection;
 pub use reason::Reason;
+#[cfg(feature = "service")]
+pub use service::{BadTls, HostService, Listener, MutualTls, ServerTls};
 pub use token::{BadSecret, BadToken, Caller, HostSecret};
 pub use types::{
     Branch, CreateSandbox, Description, Egress, EgressRule, EventKind, Malformed, OnTimeout, Paused,

@@ -47,7 +47,7 @@ impl HostClient {
         let client = pb::HostClient::new(transport.clone(), config());
         self.within(CALL, async {
             let stream = client.watch(pb::WatchRequest::default()).await;
-            let stream = stream.map_err(|error| fault(&transport, &error))?;
+            let stream = stream.map_err(|error| fault(&transport, false, &error))?;
             let mut events = SandboxEvents { stream, transport: transport.clone() };
             match events.draw().await? {
                 Some(pb::__buffa::oneof::watch_response::Event::Ready(_)) => Ok(events),
@@ -87,7 +87,8 @@ impl SandboxEvents {
 
     async fn draw(&mut self) -> Result<Option<pb::__buffa::oneof::watch_response::Event>, HostError> {
         loop {
-            let message = self.stream.message().await.map_err(|error| fault(&self.transport, &error))?;
+            let message =
+                self.stream.message().await.map_err(|error| fault(&self.transport, true, &error))?;
             let Some(message) = message else { return Ok(None) };
             // One that only a newer host knows means nothing.
             if let Some(event) = message.to_owned_message().event {
@@ -97,8 +98,9 @@ impl SandboxEvents {
     }
 }
 
-fn fault(transport: &Transport, error: &connectrpc::ConnectError) -> HostError {
-    transport.take_fault(CALL, true).unwrap_or_else(|| HostError::from_connect(CALL, error))
+/// Why a stream failed. `ended` says whether its end alone is a failure: it is, once it has begun.
+fn fault(transport: &Transport, ended: bool, error: &connectrpc::ConnectError) -> HostError {
+    transport.take_fault(CALL, ended).unwrap_or_else(|| HostError::from_connect(CALL, error))
 }
 
 impl fmt::Debug for SandboxEvents {
