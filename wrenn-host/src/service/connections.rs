@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,12 +29,39 @@ const BUFFER: usize = 64 * 1024;
 /// How long a listener rests where it cannot accept, as for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many connections there may be yet.
-pub(super) struct Room(Arc<Semaphore>);
+/// How many connections there may be yet, and how many there are.
+pub(super) struct Room {
+    free: Arc<Semaphore>,
+    taken: Arc<AtomicUsize>,
+}
 
 impl Default for Room {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MOST_CONNECTIONS)))
+        Self { free: Arc::new(Semaphore::new(MOST_CONNECTIONS)), taken: Arc::default() }
+    }
+}
+
+impl Room {
+    /// Whether nobody is connected. Tunnels do not count: they lead to a sandbox that runs.
+    pub(super) fn is_empty(&self) -> bool {
+        self.taken.load(Ordering::SeqCst) == 0
+    }
+
+    fn place(&self, free: OwnedSemaphorePermit) -> Place {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        Place { taken: Arc::clone(&self.taken), _free: free }
+    }
+}
+
+/// A connection's.
+struct Place {
+    taken: Arc<AtomicUsize>,
+    _free: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -54,10 +82,12 @@ pub(super) async fn accept(
 ) {
     let access = Arc::new(listener.secret.clone().map_or(Access::Trusted, Access::Token));
     loop {
-        let Ok(place) = Arc::clone(&shared.room.0).acquire_owned().await else { return };
+        let Ok(free) = Arc::clone(&shared.room.free).acquire_owned().await else { return };
+        let place = || shared.room.place(free);
         let (routes, access, stop) = (Arc::clone(&shared.routes), Arc::clone(&access), stop.clone());
         let accepted = match &listener.socket {
             Socket::Tcp(socket) => socket.accept().await.map(|(stream, _)| {
+                let place = place();
                 connections.spawn(async move {
                     if prepare(&stream).is_ok() {
                         attend(stream, routes, access, stop).await;
@@ -66,6 +96,7 @@ pub(super) async fn accept(
                 });
             }),
             Socket::Tls(socket, acceptor) => socket.accept().await.map(|(stream, _)| {
+                let place = place();
                 let acceptor = acceptor.clone();
                 connections.spawn(async move {
                     if prepare(&stream).is_ok() {
@@ -80,6 +111,7 @@ pub(super) async fn accept(
                 });
             }),
             Socket::Unix(socket, _) => socket.accept().await.map(|(stream, _)| {
+                let place = place();
                 connections.spawn(async move {
                     attend(stream, routes, access, stop).await;
                     drop(place);

@@ -26,7 +26,8 @@ pub struct Listener {
 pub(super) enum Socket {
     Tcp(TcpListener),
     Tls(TcpListener, TlsAcceptor),
-    Unix(UnixListener, SocketFile),
+    /// Without a name where whoever made it looks after that.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// A socket's name, which goes with it.
@@ -70,7 +71,13 @@ impl Listener {
         let socket = UnixListener::bind(&fresh)?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
         fs::rename(&fresh, &path)?;
-        Ok(Self { socket: Socket::Unix(socket, SocketFile(path)), secret: None })
+        Ok(Self { socket: Socket::Unix(socket, Some(SocketFile(path))), secret: None })
+    }
+
+    /// A Unix socket that is open already, as one that whoever started this process handed down. Everybody who can connect may
+    /// call; its name stays.
+    pub fn inherited(socket: UnixListener) -> Self {
+        Self { socket: Socket::Unix(socket, None), secret: None }
     }
 }
 
@@ -102,7 +109,8 @@ impl fmt::Display for Listener {
         match &self.socket {
             Socket::Tcp(socket) => write!(f, "http://{}", address(socket)),
             Socket::Tls(socket, _) => write!(f, "https://{}", address(socket)),
-            Socket::Unix(_, file) => write!(f, "unix:{}", file.0.display()),
+            Socket::Unix(_, Some(file)) => write!(f, "unix:{}", file.0.display()),
+            Socket::Unix(_, None) => f.write_str("an inherited Unix socket"),
         }
     }
 }

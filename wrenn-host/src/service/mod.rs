@@ -125,6 +125,12 @@ impl HostService {
         }
     }
 
+    /// Whether nobody needs it now: no sandbox runs, nothing is being done, and nobody is connected to a listener.
+    pub fn is_idle(&self) -> bool {
+        let Shared { sandboxes, tasks, room, .. } = &*self.shared;
+        room.is_empty() && tasks.is_empty() && sandboxes.is_at_rest()
+    }
+
     /// A connection within the process, whose other end may call everything: for a
     /// [`HostClient::over`](crate::HostClient::over).
     pub fn connect(&self) -> DuplexStream {

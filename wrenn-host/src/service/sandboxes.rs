@@ -76,6 +76,11 @@ impl Sandboxes {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether none runs, and nothing is being done with any.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.slots().values().all(|slot| slot.try_read().is_ok_and(|found| found.is_none()))
+    }
+
     /// The slot of a sandbox, for oneself; one that is not there is made.
     pub(super) async fn change(&self, id: &SandboxId) -> Changing {
         let slot = Arc::clone(self.slots().entry(id.clone()).or_default());
