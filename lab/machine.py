@@ -214,7 +214,7 @@ def qemu_arguments(vmlinux, port, shares):
         "-m", str(memory_mib()), "-rtc", "base=utc",
         "-kernel", vmlinux, "-initrd", INITRAMFS, "-append", COMMAND_LINE,
         "-serial", f"file:{quoted(CONSOLE)}", "-device", "virtio-rng-pci",
-        "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{port}",
+        "-netdev", "user,id=net" + "".join(f",hostfwd=tcp:127.0.0.1:{p}-:{p}" for p in [port, *forwarded_ports()]),
         "-device", "virtio-net-pci,netdev=net,romfile=",
     ]  # fmt: skip
     for name, path in (("scratch", SCRATCH), ("ext4", SCRATCH_EXT4)):
@@ -225,6 +225,15 @@ def qemu_arguments(vmlinux, port, shares):
         options = "security_model=none,multidevs=remap" + ("" if share["writable"] else ",readonly=on")
         arguments += ["-virtfs", f"local,path={quoted(share['path'])},mount_tag={share['tag']},{options}"]
     return arguments
+
+
+def forwarded_ports():
+    """Ports of this machine's loopback interface that lead into the lab."""
+    ports = os.environ.get("WRENN_LAB_FORWARD", "").replace(",", " ").split()
+    for port in ports:
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise LabError(f"WRENN_LAB_FORWARD has {port!r}, which is no port")
+    return ports
 
 
 def quoted(path):
