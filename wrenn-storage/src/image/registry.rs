@@ -173,6 +173,29 @@ impl ImageRegistry {
         Ok(names.into_iter().map(|name| (name.clone(), self.get(&name))).collect())
     }
 
+    /// Takes an image out of the registry and removes its files, damaged ones too.
+    ///
+    /// Running sandboxes keep the file, which they hold open; a paused one, or a template, cannot be resumed without it:
+    /// whoever calls this looks for these first.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`], or [`ImageError::Io`], where the image is as before, or has lost its name and what is left of it
+    /// is swept by the next [`open`](Self::open).
+    pub fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
+        let target = self.dir.join(name.as_str());
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => ImageError::NotFound { name: name.clone(), dir: self.dir.clone() },
+            _ => ImageError::Io { action: "remove", path: target.clone(), source },
+        };
+        let staged = StagedDir::create(&target).map_err(failed)?;
+        // Its name is gone in one step, and what had it has the staging name, which goes with the value.
+        let moved = renameat_with(CWD, &target, CWD, staged.path(), RenameFlags::EXCHANGE);
+        moved.map_err(|errno| failed(errno.into()))?;
+        fs::remove_dir(&target).map_err(failed)?;
+        drop(staged);
+        durable::sync_parent(&target).map_err(failed)
+    }
+
     /// Begins an image: fill [`StagedImage::rootfs`], then [`register`](Self::register) it.
     ///
     /// # Errors
