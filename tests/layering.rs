@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("wrenn-host", &["wrenn-base", "wrenn-agent-api", "wrenn-core"]),
     ("wrenn-server", &["wrenn-base"]),
-    ("wrenn-cli", &["wrenn-core", "wrenn-host"]),
+    ("wrenn-cli", &["wrenn-core", "wrenn-host", "wrenn-agent-api"]),
     ("wrenn", &["wrenn-core", "wrenn-monitor", "wrenn-pager"]),
 ];
 

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests look at the machine, and break it, with its own tools")]
 
 mod chaos;
+mod cli;
 mod containment;
 mod crash;
 mod deaths;

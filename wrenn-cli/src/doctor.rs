@@ -1,41 +1,62 @@
 //! `wrenn doctor`
 
 use std::error::Error;
-use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
-use wrenn_core::{Check, Host, Preflight, Verdict};
+use serde::Serialize;
+use wrenn_core::{Check, Host, Verdict};
 
-/// Prints what a host in `data` would find.
+use crate::output::Format;
+
+#[derive(Debug, Serialize)]
+struct View {
+    subject: String,
+    verdict: String,
+    found: String,
+    remedy: Option<String>,
+}
+
+/// Prints what a host in `data` would find. The exit status says whether sandboxes can run.
 ///
 /// # Errors
-/// Something is missing without which no sandbox runs.
-pub(crate) fn run(data: &Path) -> Result<(), Box<dyn Error>> {
+/// It cannot be looked for, or not be printed.
+pub(crate) fn run(data: &Path, format: Format) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
     let runtime = tokio::runtime::Runtime::new()?;
     let found = runtime.block_on(Host::builder().data_dir(data).preflight())?;
-    print(&mut io::stdout().lock(), &found)?;
-    match found.is_ready() {
-        true => Ok(()),
-        false => Err("sandboxes cannot run here yet".into()),
+    let views: Vec<View> = found.checks().iter().map(View::of).collect();
+    format.print(&views, |views| lines(views))?;
+    if found.is_ready() {
+        return Ok(ExitCode::SUCCESS);
     }
+    eprintln!("wrenn: sandboxes cannot run here yet");
+    Ok(ExitCode::FAILURE)
 }
 
-fn print(out: &mut impl Write, found: &Preflight) -> io::Result<()> {
-    let width = found.checks().iter().map(|check| check.subject.to_string().len()).max().unwrap_or(0);
-    for Check { subject, verdict, found, remedy, .. } in found.checks() {
-        // Padding counts characters of a text, so the verdict becomes one first.
-        let (subject, verdict) = (subject.to_string(), mark(*verdict));
-        writeln!(out, "{verdict:8}{subject:width$}  {found}")?;
-        if let Some(remedy) = remedy {
-            writeln!(out, "{:8}{:width$}  -> {remedy}", "", "")?;
+impl View {
+    fn of(check: &Check) -> Self {
+        let verdict = match check.verdict {
+            Verdict::Good => "ok".into(),
+            other => other.to_string(),
+        };
+        let Check { subject, found, remedy, .. } = check;
+        Self {
+            subject: subject.to_string(),
+            verdict,
+            found: found.to_string(),
+            remedy: remedy.as_ref().map(ToString::to_string),
         }
     }
-    Ok(())
 }
 
-fn mark(verdict: Verdict) -> String {
-    match verdict {
-        Verdict::Good => "ok".into(),
-        other => other.to_string(),
+fn lines(views: &[View]) -> String {
+    let width = views.iter().map(|view| view.subject.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for View { subject, verdict, found, remedy } in views {
+        text.push_str(&format!("{verdict:8}{subject:width$}  {found}\n"));
+        if let Some(remedy) = remedy {
+            text.push_str(&format!("{:8}{:width$}  -> {remedy}\n", "", ""));
+        }
     }
+    text
 }

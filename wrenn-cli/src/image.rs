@@ -1,15 +1,15 @@
-//! `wrenn image …`
+//! `wrenn images …`
 
-use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use wrenn_core::image::{Collision, Image, ImageDetails, ImageError, ImageRegistry, StagedImage};
 use wrenn_core::{Bytes, ImageName, MiB};
 
 use crate::build::{self, Access, BuildError, ImageSource, RootSize};
+use crate::output::{Format, Table, span};
 use crate::progress::Step;
 use crate::{guest, interrupt};
 
@@ -22,8 +22,12 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Make an image of a container's: from an archive of `docker save`, an OCI image layout or a registry.
     Import(ImportArgs),
+    /// The same from a registry, under the last part of its name there.
+    Pull(PullArgs),
     /// List the images.
     Ls,
+    /// Remove images.
+    Rm(RemoveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -62,6 +66,29 @@ pub(crate) struct ImportArgs {
     options: Options,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`; of Docker Hub if no registry is named.
+    reference: String,
+    /// The image's name here.
+    #[arg(long)]
+    name: Option<ImageName>,
+    /// Ask the registry without encryption. One on this machine's loopback interface always is.
+    #[arg(long)]
+    plain_http: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) names: Vec<ImageName>,
+    /// Even where sandboxes or templates can then no longer be resumed.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 /// What every way to an image has in common.
 #[derive(Debug, Args)]
 struct Options {
@@ -81,12 +108,96 @@ struct Options {
     guest: guest::GuestArgs,
 }
 
-pub(crate) fn run(data: &Path, command: ImageCommand) -> Result<(), BuildError> {
+impl PullArgs {
+    /// The same as an import.
+    fn into_import(self) -> Result<ImportArgs, BuildError> {
+        let Self { reference, name, plain_http, options } = self;
+        let source: ImageSource =
+            format!("docker://{reference}").parse().map_err(|why| BuildError::NotAReference { why })?;
+        let name = match name {
+            Some(name) => name,
+            None => name_of(&reference).map_err(|why| BuildError::NotAReference { why })?,
+        };
+        Ok(ImportArgs { name, source, username: None, password_file: None, plain_http, options })
+    }
+}
+
+/// The last part of a repository's name.
+fn name_of(reference: &str) -> Result<ImageName, String> {
+    let repository = reference.split_once('@').map_or(reference, |(repository, _)| repository);
+    let last = repository.rsplit('/').next().unwrap_or(repository);
+    let name = last.split_once(':').map_or(last, |(name, _)| name);
+    name.parse()
+        .map_err(|why| format!("{name:?} can be no image's name here, so give one with --name: {why}"))
+}
+
+/// Makes, lists and removes images. Who needs one that is to be removed was asked before.
+pub(crate) fn run(data: &Path, format: Format, command: ImageCommand) -> Result<(), BuildError> {
     match command {
         ImageCommand::Build(args) => build_image(data, &args),
         ImageCommand::Import(args) => import_image(data, &args),
-        ImageCommand::Ls => list(data),
+        ImageCommand::Pull(args) => import_image(data, &args.into_import()?),
+        ImageCommand::Ls => list(data, format),
+        ImageCommand::Rm(args) => remove(data, format, &args.names),
     }
+}
+
+/// What `--json` says of an image.
+#[derive(Debug, Serialize)]
+struct View {
+    name: String,
+    size_bytes: Option<u64>,
+    allocated_bytes: Option<u64>,
+    /// Seconds since 1970.
+    created: Option<u64>,
+    source: Option<String>,
+    /// Why it cannot be used.
+    error: Option<String>,
+}
+
+impl View {
+    fn of(name: &ImageName, image: &Result<Image, ImageError>) -> Self {
+        let good = image.as_ref().ok();
+        Self {
+            name: name.to_string(),
+            size_bytes: good.map(|image| image.size.0),
+            allocated_bytes: good.and_then(|image| image.allocated().ok()).map(|size| size.0),
+            created: good.and_then(|image| Some(image.created.duration_since(UNIX_EPOCH).ok()?.as_secs())),
+            source: good.map(|image| image.details.source.clone()),
+            error: image.as_ref().err().map(ToString::to_string),
+        }
+    }
+
+    fn line(&self, table: &mut Table) {
+        let size = |bytes: Option<u64>| bytes.map_or_else(String::new, |bytes| Bytes(bytes).to_string());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let age = self.created.map_or_else(String::new, |at| span(now.saturating_sub(at)));
+        let about = self.error.as_ref().or(self.source.as_ref()).cloned().unwrap_or_default();
+        table.line([self.name.clone(), size(self.size_bytes), size(self.allocated_bytes), age, about]);
+    }
+}
+
+fn list(data: &Path, format: Format) -> Result<(), BuildError> {
+    let images = ImageRegistry::open(data)?.list()?;
+    if images.is_empty() {
+        eprintln!("wrenn: no images in {}; `wrenn images build debian` makes one", data.display());
+    }
+    let views: Vec<View> = images.iter().map(|(name, image)| View::of(name, image)).collect();
+    let printed = format.print(&views, |views| {
+        let mut table = Table::new(["NAME", "SIZE", "ON DISK", "AGE", "SOURCE"]);
+        views.iter().for_each(|view| view.line(&mut table));
+        if views.is_empty() { String::new() } else { table.render() }
+    });
+    printed.map_err(BuildError::io("write", "standard output"))
+}
+
+fn remove(data: &Path, format: Format, names: &[ImageName]) -> Result<(), BuildError> {
+    let registry = ImageRegistry::open(data)?;
+    for name in names {
+        registry.remove(name)?;
+    }
+    let text = |names: &&[ImageName]| names.iter().map(|name| format!("{name}\n")).collect();
+    format.print(&names, text).map_err(BuildError::io("write", "standard output"))
 }
 
 fn build_image(data: &Path, args: &BuildArgs) -> Result<(), BuildError> {
@@ -160,7 +271,7 @@ fn make(
     Ok(())
 }
 
-/// Fills an image with what `wrenn image build` is to build.
+/// Fills an image with what `wrenn images build` is to build.
 fn fill(place: &Place<'_>, args: &BuildArgs) -> Result<ImageDetails, BuildError> {
     let (tree, size) = (place.tree, args.options.root_size());
     let source = match &args.from {
@@ -227,42 +338,17 @@ fn register(
     Ok(image)
 }
 
-fn list(data: &Path) -> Result<(), BuildError> {
-    let images = ImageRegistry::open(data)?.list()?;
-    let mut out = String::new();
-    if images.is_empty() {
-        eprintln!("wrenn: no images in {}; `wrenn image build debian` makes one", data.display());
-    } else {
-        out.push_str(&format!("{:<20} {:>10} {:>10}  {:<8} SOURCE\n", "NAME", "SIZE", "ON DISK", "AGE"));
-    }
-    for (name, image) in images {
-        match image {
-            Ok(image) => {
-                let taken = std::fs::metadata(&image.rootfs).map_or(0, |meta| meta.blocks() * 512);
-                out.push_str(&format!(
-                    "{:<20} {:>10} {:>10}  {:<8} {}\n",
-                    name.as_str(),
-                    image.size.to_string(),
-                    Bytes(taken).to_string(),
-                    age(image.created),
-                    crate::printable(&image.details.source)
-                ));
-            }
-            Err(error) => out.push_str(&format!("{:<20} {error}\n", name.as_str())),
-        }
-    }
-    // A reader that has seen enough is no failure.
-    let _ = std::io::stdout().write_all(out.as_bytes());
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::name_of;
 
-/// How long ago, in the one unit that a person would use.
-fn age(created: SystemTime) -> String {
-    let seconds = SystemTime::now().duration_since(created).unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
+    #[test]
+    fn pulled_images_have_the_last_part_of_their_names() {
+        for text in
+            ["busybox", "busybox:1.36", "docker.io/library/busybox@sha256:abc", "localhost:5000/a/busybox:x"]
+        {
+            assert_eq!(name_of(text).map(|name| name.to_string()), Ok("busybox".to_owned()), "{text}");
+        }
+        assert!(name_of("a/UPPER CASE").is_err());
     }
 }

@@ -1,28 +1,35 @@
-//! The `wrenn` command: makes what sandboxes are made of.
+//! The `wrenn` command.
 //!
 //! ```text
-//! wrenn image build debian              a minimal Debian, from the machine's own package sources
-//! wrenn image build NAME --from PATH    any directory, or tar archive (plain, gzip, zstd)
-//! wrenn image import NAME SOURCE        what containers are run from: archives of `docker save`, OCI layouts, registries
-//! wrenn image ls
-//! wrenn guest build                     the kernel and the initramfs that all sandboxes boot
+//! wrenn run -it debian                  a shell in a new sandbox, which is gone with it
+//! wrenn ps, exec, cp, pause, resume …   the sandboxes of a data directory
+//! wrenn images build debian             a minimal Debian, from the machine's own package sources
 //! wrenn doctor                          what this machine has and lacks for sandboxes
 //! wrenn bench restore                   how long resuming takes here, with tables and plots
 //! ```
 //!
-//! Everything is built under a staging name and appears whole or not at all. An interrupted build (Ctrl-C, SIGTERM)
-//! removes what it staged; what a killed one leaves is swept by the next command.
+//! - `commands/` are those about sandboxes: clients of the data directory's host process (`link.rs`, `daemon.rs`).
+//! - `image.rs` and `build/` make images. Everything is built under a staging name and appears whole or not at all. An
+//!   interrupted build (Ctrl-C, SIGTERM) removes what it staged; what a killed one leaves is swept by the next command.
 #![deny(unsafe_code)]
 
+mod args;
+mod attach;
 mod bench;
 mod build;
+mod commands;
+mod daemon;
 mod doctor;
 mod guest;
 mod image;
 mod interrupt;
+mod link;
+mod manual;
+mod output;
 mod progress;
 #[allow(unsafe_code)]
 mod sys;
+mod terminal;
 mod tool;
 
 use std::error::Error;
@@ -31,22 +38,31 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// MicroVM sandboxes: images and guests.
+use crate::output::Format;
+
+/// MicroVM sandboxes.
+///
+/// Exit status: 0, or 1 where something failed, and 2 for what cannot be understood. `run` and `exec` have the command's own.
 #[derive(Debug, Parser)]
-#[command(name = "wrenn", version)]
+#[command(name = "wrenn", version, arg_required_else_help = true)]
 struct Cli {
-    /// Where images and guest files are kept.
+    /// Where images, sandboxes and snapshots are kept.
     #[arg(long, global = true, env = "WRENN_DATA", default_value = "/var/lib/wrenn", value_name = "DIR")]
     data: PathBuf,
+    /// Print results as JSON, one document in a line.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Sandbox(commands::SandboxCommand),
     /// Root file systems.
-    #[command(subcommand)]
-    Image(image::ImageCommand),
+    #[command(subcommand, visible_alias = "image")]
+    Images(image::ImageCommand),
     /// The kernel and the initramfs that all sandboxes boot.
     #[command(subcommand)]
     Guest(guest::GuestCommand),
@@ -57,6 +73,13 @@ enum Command {
     /// Measurements on this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Print what makes a shell complete this command's arguments.
+    Completions { shell: clap_complete::Shell },
+    /// Write manual pages into a directory.
+    Man { dir: PathBuf },
+    /// The process in the background that has the data directory open; commands start it.
+    #[command(name = daemon::NAME, hide = true)]
+    HostProcess,
 }
 
 fn main() -> ExitCode {
@@ -65,23 +88,48 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let cli = Cli::parse();
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&*error);
-            ExitCode::FAILURE
+    let failed = match cli.command {
+        Command::Sandbox(commands::SandboxCommand::Run(_) | commands::SandboxCommand::Exec(_)) => {
+            attach::status::FAILED
         }
-    }
+        _ => 1,
+    };
+    run(cli).unwrap_or_else(|error| {
+        report(&*error);
+        failed.into()
+    })
 }
 
-fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
+fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
+    let format = if cli.json { Format::Json } else { Format::Text };
     match cli.command {
-        Command::Bench(command) => bench::run(&cli.data, command)?,
-        Command::Doctor => doctor::run(&cli.data)?,
-        Command::Image(command) => interrupt::install().and_then(|()| image::run(&cli.data, command))?,
+        Command::Sandbox(command) => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            let done = runtime.block_on(commands::run(&cli.data, format, command));
+            // A thread may wait for a key that nobody will press.
+            runtime.shutdown_background();
+            return done;
+        }
+        Command::Bench(command) => bench::run(&cli.data, command).map_err(|error| error.to_string())?,
+        Command::Doctor => return doctor::run(&cli.data, format),
+        Command::Images(command) => {
+            if let image::ImageCommand::Rm(args) = &command
+                && !args.force
+            {
+                tokio::runtime::Runtime::new()?.block_on(commands::check_unused(
+                    &cli.data,
+                    format,
+                    &args.names,
+                ))?;
+            }
+            interrupt::install().and_then(|()| image::run(&cli.data, format, command))?;
+        }
         Command::Guest(command) => interrupt::install().and_then(|()| guest::run(&cli.data, command))?,
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::write_pages(&dir)?,
+        Command::HostProcess => daemon::run(&cli.data)?,
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// An error and what caused it, one line each.

@@ -115,12 +115,12 @@ pub(super) fn names(dir: &str) -> Vec<String> {
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
-pub(super) fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
 /// The numbers of all processes.
-pub(super) fn processes() -> impl Iterator<Item = String> {
+pub(crate) fn processes() -> impl Iterator<Item = String> {
     names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
 }
 

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(crate) use host_state::HostState;
-use host_state::{PAGER, files_below, monitors, processes, read};
+use host_state::{PAGER, files_below, monitors};
+pub(crate) use host_state::{processes, read};
 use wrenn::{Host, HostBuilder};
 
 /// A data directory on the scratch file system, with the machine's images in it.

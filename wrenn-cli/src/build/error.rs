@@ -46,6 +46,8 @@ pub(crate) enum BuildError {
     BadAgent { path: PathBuf, reason: &'static str },
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("no image of a registry: {why}")]
+    NotAReference { why: String },
     #[error("{} holds no password", path.display())]
     NoPassword { path: PathBuf },
     #[error(transparent)]
