@@ -3,6 +3,7 @@
 
 mod chaos;
 mod cli;
+mod commands;
 mod containment;
 mod crash;
 mod deaths;

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use wrenn_agent_api::{ProcessEvent, ProcessStream, Selector, Signal};
+use bytes::Bytes;
+use wrenn_agent_api::TerminalSize;
 
-use crate::error::{Cause, Error};
-use crate::lifetime::Activity;
+use crate::error::Error;
 use crate::machine::Live;
+use crate::process::Process;
 
 /// How much `output` collects of each stream where nothing else is said.
-const DEFAULT_OUTPUT_LIMIT: usize = 64 << 20;
+pub(crate) const DEFAULT_OUTPUT_LIMIT: usize = 64 << 20;
 
 /// A command to be run in a sandbox; made by [`Sandbox::command`](crate::Sandbox::command).
 ///
@@ -49,17 +49,6 @@ pub struct Output {
     pub stderr: Bytes,
 }
 
-/// A command that runs, and the stream of its events.
-///
-/// Whoever stops drawing events stops the command at its next write to a full pipe; nothing is lost. Dropping it
-/// detaches from the command, which runs on, its output thrown away.
-pub struct Process {
-    live: Arc<Live>,
-    events: ProcessStream,
-    /// Until it has ended: a command that somebody waits for keeps the sandbox from being idle.
-    activity: Option<Activity>,
-}
-
 impl Command {
     pub(crate) fn new(live: Arc<Live>, program: String) -> Self {
         Self { live, command: wrenn_agent_api::Command::new(program), output_limit: DEFAULT_OUTPUT_LIMIT }
@@ -95,7 +84,12 @@ impl Command {
         self.map(|command| command.user(name))
     }
 
-    /// Gives it a pipe as standard input, for [`Process::write_stdin`]; `/dev/null` where not called.
+    /// Gives it a name by which [`Sandbox::attach`](crate::Sandbox::attach) finds it.
+    pub fn tag(self, tag: impl Into<String>) -> Self {
+        self.map(|command| command.tag(tag))
+    }
+
+    /// Gives it a pipe as standard input, for [`Process::take_stdin`]; `/dev/null` where not called.
     pub fn stdin_piped(self) -> Self {
         self.map(|command| command.stdin(true))
     }
@@ -103,6 +97,16 @@ impl Command {
     /// Limits its time, counted in the guest: then it and its process group are killed.
     pub fn timeout(self, limit: Duration) -> Self {
         self.map(|command| command.timeout(limit))
+    }
+
+    /// Gives it a terminal for all three standard streams; what it prints on it is its standard output. See
+    /// [`Sandbox::pty`](crate::Sandbox::pty) for one to type on.
+    pub fn terminal(self, size: TerminalSize) -> Self {
+        self.map(|command| command.terminal(size))
+    }
+
+    pub(crate) fn program(self, program: impl Into<String>) -> Self {
+        self.map(|command| command.program(program))
     }
 
     /// How many bytes of each stream [`output`](Self::output) collects at most; 64 MiB where not set.
@@ -119,95 +123,30 @@ impl Command {
     /// # Cancel safety
     /// After a drop it is unknown whether the command was started.
     pub async fn spawn(self) -> Result<Process, Error> {
+        let owns_stdin = self.command.has_stdin();
         let events = self.live.ask(self.live.agent.start(self.command)).await?;
-        let activity = Some(self.live.activity());
-        Ok(Process { live: self.live, events, activity })
+        Ok(Process::new(self.live, events, owns_stdin, self.output_limit))
     }
 
     /// Runs the command to its end and collects what it prints.
     ///
     /// # Errors
     /// As [`spawn`](Self::spawn); and a command that prints more than the limit is an error
-    /// ([`Cause::OutputTooLarge`]); it runs on, its output thrown away. A command that fails is no error: see
+    /// ([`Cause::OutputTooLarge`](crate::Cause::OutputTooLarge)); it runs on, its output thrown away. A command that fails is no error: see
     /// [`Output::status`].
     ///
     /// # Cancel safety
     /// A dropped future does not end the command.
     pub async fn output(self) -> Result<Output, Error> {
-        let limit = self.output_limit;
-        let mut process = self.spawn().await?;
-        let (mut stdout, mut stderr) = (BytesMut::new(), BytesMut::new());
-        loop {
-            let (stream, piece) = match process.next().await? {
-                Some(ProcessEvent::Stdout(piece)) => (&mut stdout, piece),
-                Some(ProcessEvent::Stderr(piece)) => (&mut stderr, piece),
-                Some(ProcessEvent::End { exit_code, signal, .. }) => {
-                    let status = CommandStatus { code: exit_code, signal };
-                    return Ok(Output { status, stdout: stdout.freeze(), stderr: stderr.freeze() });
-                }
-                Some(_) => continue,
-                None => unreachable!("the agent's client ends every stream with an end event or an error"),
-            };
-            if stream.len() + piece.len() > limit {
-                return Err(Cause::OutputTooLarge { limit }.into());
-            }
-            stream.extend_from_slice(&piece);
-        }
-    }
-}
-
-impl Process {
-    /// Its process id in the guest; it stays the same across a pause.
-    pub fn pid(&self) -> u32 {
-        self.events.pid()
-    }
-
-    /// The next event: a start, output, and at last an end; nothing after that.
-    ///
-    /// # Errors
-    /// The guest ended, or was paused; the connection broke; or the command ran into its time limit.
-    ///
-    /// # Cancel safety
-    /// Dropping the future loses no event.
-    pub async fn next(&mut self) -> Result<Option<ProcessEvent>, Error> {
-        let event = self.live.ask(self.events.next()).await?;
-        if let Some(ProcessEvent::End { .. }) = event {
-            self.live.command_answered();
-            self.activity = None;
-        }
-        Ok(event)
-    }
-
-    /// Writes to its standard input, and waits until all of it is in the pipe.
-    ///
-    /// # Errors
-    /// It ended, closed its input, or was started without [`Command::stdin_piped`]. A part may have been written.
-    pub async fn write_stdin(&self, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        self.live.ask(self.live.agent.send_input(self.selector(), bytes)).await
-    }
-
-    /// Closes its standard input; closing twice is no error.
-    ///
-    /// # Errors
-    /// It ended.
-    pub async fn close_stdin(&self) -> Result<(), Error> {
-        self.live.ask(self.live.agent.close_stdin(self.selector())).await
-    }
-
-    /// Sends a signal to its process group.
-    ///
-    /// # Errors
-    /// It ended.
-    pub async fn signal(&self, signal: Signal) -> Result<(), Error> {
-        self.live.ask(self.live.agent.send_signal(self.selector(), signal)).await
-    }
-
-    fn selector(&self) -> Selector {
-        Selector::Pid(self.pid())
+        self.spawn().await?.wait_with_output().await
     }
 }
 
 impl CommandStatus {
+    pub(crate) fn new(code: i32, signal: Option<i32>) -> Self {
+        Self { code, signal }
+    }
+
     /// Whether it exited with code 0.
     pub fn success(self) -> bool {
         self.code() == Some(0)

@@ -36,6 +36,7 @@ mod configure;
 mod console;
 mod containment;
 mod disk_limit;
+mod division;
 mod error;
 mod events;
 mod expiry;
@@ -55,8 +56,10 @@ mod network;
 mod opening;
 mod paging;
 mod paused;
+mod pipes;
 mod ports;
 mod preflight;
+mod process;
 mod recovery;
 mod registry;
 mod restore;
@@ -69,17 +72,18 @@ mod stored;
 mod sweep;
 mod template;
 mod templates_in_use;
+mod terminal;
 mod usage;
 
 pub use branch::BranchBuilder;
 pub use builder::SandboxBuilder;
-pub use command::{Command, CommandStatus, Output, Process};
+pub use command::{Command, CommandStatus, Output};
 pub use compaction::CompactionPolicy;
 pub use containment::ContainmentPolicy;
 pub use disk_limit::DiskLimit;
 pub use error::{Cause, Error, ErrorKind};
 pub use events::{EventKind, Events, EventsLost, SandboxEvent};
-pub use files::{FileStream, Files};
+pub use files::{FileStream, FileWatch, Files};
 pub use host::Host;
 pub use info::SandboxInfo;
 pub use lifecycle::SandboxState;
@@ -87,16 +91,22 @@ pub use lifetime::OnTimeout;
 pub use network::PublishedPort;
 pub use opening::HostBuilder;
 pub use paused::{PausedSandbox, ResumeError, SnapshotInfo};
+pub use pipes::{ProcessReader, ProcessStdin};
 pub use ports::{GuestStream, Ports};
 pub use preflight::{Check, Preflight, Subject, Verdict};
+pub use process::Process;
 pub use restore::{Prefetch, RestoreMode, RestoreOptions, RestoreTimings};
 pub use sandbox::{PauseError, Sandbox};
 pub use shutdown::{ShutdownFailure, ShutdownPolicy};
 pub use stored::SnapshotKind;
 pub use template::{TakenSnapshot, Template, TemplateBuilder, TemplateInfo};
+pub use terminal::{Pty, Terminal};
 pub use usage::Usage;
 
-pub use wrenn_agent_api::{AccessToken, GuestPath, ProcessEvent, Signal, Upload};
+pub use wrenn_agent_api::{
+    AccessToken, AgentError, Channel, FileEvent, FileEventKind, FileInfo, FileKind, GuestPath, ProcessEvent,
+    ProcessInfo, Selector, Signal, TerminalSize, Upload, WatchOptions,
+};
 pub use wrenn_base::{Bytes, HostId, ImageName, InvalidId, MiB, SandboxId, TemplateName, UndoFailure};
 pub use wrenn_net::{
     AllowRule, Bandwidth, BandwidthError, Cidr, EgressError, EgressPolicy, NamePattern, Protocol,

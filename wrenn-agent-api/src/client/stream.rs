@@ -53,6 +53,15 @@ impl ProcessEvent {
     pub fn lost(channel: Channel, bytes: u64) -> Self {
         Self::Lost { channel, bytes }
     }
+
+    /// That it is over: with an exit code, or by a signal.
+    pub fn end(exit_code: i32, signal: Option<i32>) -> Self {
+        let status = match signal {
+            Some(signal) => format!("signal: {signal}"),
+            None => format!("exit status {exit_code}"),
+        };
+        Self::End { exit_code, signal, status }
+    }
 }
 
 /// What a command writes to.
