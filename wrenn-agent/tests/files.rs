@@ -221,3 +221,22 @@ async fn files_belong_to_their_user() {
     assert_eq!(owner(&path), (65534, 0o644));
     assert_eq!(owner(path.parent().unwrap()), (65534, 0o755));
 }
+
+#[tokio::test]
+async fn a_part_of_a_file() {
+    let (_agent, client) = TestAgent::claimed().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f").display().to_string();
+    std::fs::write(&path, b"0123456789").unwrap();
+    for (first, len, part) in [(0, Some(3), "012"), (7, None, "789"), (9, Some(100), "9")] {
+        let stream = client.read_file_part(path.as_str(), first, len).await.unwrap();
+        assert_eq!(stream.len(), Some(part.len() as u64));
+        assert_eq!(stream.collect(100).await.unwrap(), part);
+    }
+    for (path, first, len) in
+        [(path.as_str(), 10, None), (&path, 0, Some(0)), ("/proc/self/stat", 0, Some(1))]
+    {
+        let refused = client.read_file_part(path, first, len).await.unwrap_err();
+        assert!(matches!(refused, AgentError::InvalidArgument { .. }), "{path}: {refused:?}");
+    }
+}

@@ -392,3 +392,42 @@ async fn files_put_together() {
     assert_eq!(compose(&[at("c"), at("c")], &at("c")).await.status, 200);
     assert_eq!(std::fs::read_to_string(at("c")).unwrap(), "CC");
 }
+
+#[tokio::test]
+async fn calls_may_be_packed() {
+    let (agent, _client) = TestAgent::claimed().await;
+    let pack = |plain: &[u8]| {
+        let mut packed = Vec::new();
+        let mut encoder = flate2::read::GzEncoder::new(plain, flate2::Compression::fast());
+        std::io::Read::read_to_end(&mut encoder, &mut packed).unwrap();
+        packed
+    };
+    let unpack = |packed: &[u8]| {
+        let mut plain = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed), &mut plain).unwrap();
+        plain
+    };
+    let token = "x-access-token: token-of-the-test";
+    let headers =
+        [token, "content-type: application/json", "content-encoding: gzip", "accept-encoding: gzip"];
+    let request = pack(br#"{"path":"/proc","depth":1}"#);
+    let answer = send(agent.address, "POST /filesystem.Filesystem/ListDir", &headers, &request).await;
+    assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")));
+    let listed: serde_json::Value = serde_json::from_slice(&unpack(&answer.body)).unwrap();
+    assert!(listed["entries"].as_array().unwrap().len() > 50);
+
+    let headers = [token, "content-type: application/connect+json", "connect-content-encoding: gzip"];
+    let mut request = envelope(r#"{"process":{"cmd":"echo","args":["packed"]}}"#);
+    let body = pack(&request.split_off(5));
+    request[0] = 1;
+    request[1..5].copy_from_slice(&(body.len() as u32).to_be_bytes());
+    request.extend_from_slice(&body);
+    let answer = send(agent.address, "POST /process.Process/Start", &headers, &request).await;
+    assert_eq!(answer.envelopes()[1].1, json!({"event": {"data": {"stdout": base64("packed\n")}}}));
+    // What unpacks to more than a message may have is refused, and not unpacked.
+    let bomb = pack(&vec![b' '; 200 << 20]);
+    let headers = [token, "content-type: application/json", "content-encoding: gzip"];
+    let refused = send(agent.address, "POST /filesystem.Filesystem/Stat", &headers, &bomb).await;
+    assert_eq!(refused.json()["code"], "resource_exhausted", "{}", refused.json());
+    assert!(agent.peak_memory() < 48 << 20, "{} bytes", agent.peak_memory());
+}

@@ -135,7 +135,9 @@ impl AgentError {
         match status {
             StatusCode::UNAUTHORIZED => Self::Unauthenticated { call, message },
             StatusCode::NOT_FOUND => Self::NotFound { call, message },
-            StatusCode::BAD_REQUEST => Self::InvalidArgument { call, message },
+            StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE => {
+                Self::InvalidArgument { call, message }
+            }
             StatusCode::INSUFFICIENT_STORAGE => Self::NoSpace { call, message },
             _ => Self::Failed { call, code: format!("HTTP {}", status.as_u16()), message },
         }

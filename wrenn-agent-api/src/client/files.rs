@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RANGE};
 use hyper::{Method, Request, StatusCode};
 
 use super::transport::{BoxError, RequestBody, WatchedBody};
@@ -179,14 +179,47 @@ impl AgentClient {
     /// # Errors
     /// [`AgentError::NotFound`]; [`AgentError::InvalidArgument`] for a directory or a device.
     pub async fn read_file(&self, path: impl Into<GuestPath>) -> Result<FileStream, AgentError> {
-        let uri = path.into().into_uri();
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(uri)
+        self.read(path.into(), None).await
+    }
+
+    /// The same for a part of the file: from byte `first`, at most `len` bytes if that is said. Files whose length the
+    /// guest does not know, as those of `/proc`, have no parts.
+    ///
+    /// # Errors
+    /// As [`read_file`](Self::read_file); [`AgentError::InvalidArgument`] where the file has no such part.
+    pub async fn read_file_part(
+        &self,
+        path: impl Into<GuestPath>,
+        first: u64,
+        len: Option<u64>,
+    ) -> Result<FileStream, AgentError> {
+        let range = match len {
+            None => format!("bytes={first}-"),
+            Some(0) => {
+                let message = "a part of no bytes".into();
+                return Err(AgentError::InvalidArgument { call: READ, message });
+            }
+            Some(len) => format!("bytes={first}-{}", first.saturating_add(len - 1)),
+        };
+        self.read(path.into(), Some(range)).await
+    }
+
+    async fn read(&self, path: GuestPath, range: Option<String>) -> Result<FileStream, AgentError> {
+        let wanted = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+        let mut request = Request::builder().method(Method::GET).uri(path.into_uri());
+        if let Some(range) = range {
+            request = request.header(RANGE, range);
+        }
+        let request = request
             .body(Full::default().map_err(|never| match never {}).boxed_unsync())
             .map_err(|e| AgentError::protocol(READ, e.to_string()))?;
         let response = self.send(READ, request).await?;
-        if response.status() != StatusCode::OK {
+        let status = response.status();
+        if status == StatusCode::OK && wanted != status {
+            let message = "the file has no parts".into();
+            return Err(AgentError::InvalidArgument { call: READ, message });
+        }
+        if status != wanted {
             self.collect(READ, response).await?;
             return Err(AgentError::protocol(READ, "neither contents nor an error"));
         }

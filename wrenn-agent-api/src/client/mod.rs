@@ -18,8 +18,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use connectrpc::ConnectError;
 use connectrpc::client::ClientConfig;
+use connectrpc::{CompressionRegistry, ConnectError};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
@@ -242,9 +242,9 @@ impl std::fmt::Debug for AgentClient {
     }
 }
 
-/// How RPCs are made: in binary, which carries output as it is.
+/// How RPCs are made: in binary, which carries output as it is, and uncompressed, as the link is local.
 fn config() -> ClientConfig {
-    ClientConfig::new(Uri::from_static(ORIGIN)).proto()
+    ClientConfig::new(Uri::from_static(ORIGIN)).proto().with_compression(CompressionRegistry::new())
 }
 
 /// HTTP Basic credentials with a user and no password: how this protocol names a user.
