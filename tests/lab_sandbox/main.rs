@@ -11,6 +11,7 @@ mod disks;
 mod examples;
 mod faults;
 mod full;
+mod host;
 mod lifecycle;
 mod lifetime;
 mod machine;
