@@ -1,7 +1,10 @@
 //! The control plane of Wrenn: a multi-tenant HTTP API over hosts of sandboxes, with its state in PostgreSQL.
 //!
 //! ```text
-//!   clients ──HTTP──> api ──> auth, db ──> PostgreSQL
+//!   clients ──HTTP──> api ──────> auth, db ──> PostgreSQL
+//!               '──> preview      |     ^
+//!                       |      sandboxes, reconcile
+//!                       '────────────────> hosts ──Connect RPC──> hosts of sandboxes
 //! ```
 //!
 //! [`Settings`] say what a server is told and how; [`Settings::resolve`] makes a [`Config`] of them, [`Server::open`] a
@@ -25,7 +28,11 @@ mod app;
 mod auth;
 mod config;
 mod db;
+mod hosts;
 mod http;
+mod preview;
+mod reconcile;
+mod sandboxes;
 mod server;
 
 pub use secrecy::SecretString;

@@ -1,17 +1,22 @@
 //! A server: opened with a configuration, served until it is told to stop.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
 use axum::Router;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use wrenn_host::HostClient;
 
 use crate::app::{App, Parts};
 use crate::auth::{AccessTokens, Limits, Passwords};
 use crate::config::{Config, ConfigError};
 use crate::db::{self, DatabaseError};
+use crate::hosts::{Hosts, IN_PROCESS, attend_to_all, is_host_name};
+use crate::sandboxes::Agents;
 use crate::{api, http};
 
 /// How often what is over is forgotten.
@@ -56,7 +61,8 @@ pub enum ServerError {
 /// A control plane: its database is migrated and its routes are ready to be served.
 pub struct Server {
     app: App,
-    tidying: AbortOnDropHandle<()>,
+    /// What goes on beside the requests, until the server is dropped.
+    background: [AbortOnDropHandle<()>; 2],
 }
 
 impl std::fmt::Debug for Server {
@@ -75,6 +81,27 @@ impl Server {
     /// # Cancel safety
     /// Dropping the future leaves a database that is migrated in part, which the next start completes.
     pub async fn open(config: Config) -> Result<Self, ServerError> {
+        Self::open_with(config, []).await
+    }
+
+    /// As [`open`](Self::open), with hosts that live in this process or are reached in a way of their own, each with its
+    /// name. Another control plane on the same database does not reach them, and leaves them to this one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Cancel safety
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        config: Config,
+        hosts: impl IntoIterator<Item = (String, HostClient)>,
+    ) -> Result<Self, ServerError> {
+        let in_process: HashMap<_, _> = hosts.into_iter().collect();
+        if let Some(name) = in_process.keys().find(|name| !is_host_name(name)) {
+            let reason = format!("{name:?} is no host's name");
+            return Err(ConfigError::Invalid { name: "hosts", reason }.into());
+        }
+        let hosts = Hosts::new(config.host_secret.as_ref(), config.host_ca.as_deref(), in_process)?;
         let db = db::open(&config).await?;
         let passwords =
             Passwords::new().map_err(|error| ServerError::Passwords { reason: error.to_string() })?;
@@ -82,12 +109,17 @@ impl Server {
             access_tokens: AccessTokens::new(&config.jwt_secret, config.access_token_life),
             limits: Limits::new(config.auth_attempts_per_minute),
             metrics: recorder(),
+            agents: Agents::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            hosts,
             passwords,
             db,
             config,
         });
-        let tidying = AbortOnDropHandle::new(tokio::spawn(tidy(app.clone())));
-        Ok(Self { app, tidying })
+        register(&app).await?;
+        let background = [tokio::spawn(tidy(app.clone())), tokio::spawn(attend_to_all(app.clone()))];
+        Ok(Self { app, background: background.map(AbortOnDropHandle::new) })
     }
 
     /// The routes, for a program that serves them itself, perhaps beside its own.
@@ -128,12 +160,40 @@ impl Server {
             .local_addr()
             .map_err(|source| ServerError::Listen { place: "the given listener".to_owned(), source })?;
         tracing::info!(%address, "serving");
+        let grace = self.app.config.shutdown_grace;
+        let stopping = self.app.stopping.clone();
+        let stop = async move {
+            stop.await;
+            stopping.cancel();
+        };
         http::serve(listener, self.router(), &self.app.config, stop).await;
-        drop(self.tidying);
+        // What was begun with sandboxes is brought to its end, though its clients are gone.
+        self.app.tasks.close();
+        if tokio::time::timeout(grace, self.app.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                "operations were under way for longer than the grace period; hosts go on with them"
+            );
+        }
+        drop(self.background);
         self.app.db.close().await;
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Enters the hosts that the configuration names, and those in this process.
+async fn register(app: &App) -> Result<(), ServerError> {
+    let failed = |source| DatabaseError::Query { what: "registering hosts", source };
+    for (name, endpoint) in &app.config.hosts {
+        app.hosts
+            .client(name, endpoint)
+            .map_err(|error| ConfigError::Invalid { name: "hosts", reason: format!("{name}: {error}") })?;
+        db::hosts::register(&app.db, name, endpoint).await.map_err(failed)?;
+    }
+    for name in app.hosts.in_process() {
+        db::hosts::register(&app.db, name, IN_PROCESS).await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// The recorder of this process's metrics: a program that has one already keeps it.
@@ -151,8 +211,15 @@ async fn tidy(app: App) {
         if let Some(metrics) = &app.metrics {
             metrics.run_upkeep();
         }
-        if let Err(error) = db::sessions::forget_old(&app.db).await {
-            tracing::warn!(%error, "old sessions could not be forgotten");
+        if let Err(error) = forget_old(&app).await {
+            tracing::warn!(%error, "what is over could not be forgotten");
         }
     }
+}
+
+async fn forget_old(app: &App) -> sqlx::Result<()> {
+    db::sessions::forget_old(&app.db).await?;
+    db::idempotency::forget_old(&app.db).await?;
+    db::sandboxes::forget_old(&app.db).await?;
+    Ok(())
 }

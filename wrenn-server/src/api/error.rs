@@ -57,6 +57,26 @@ codes! {
     NotFound = "not_found", NOT_FOUND;
     /// The path exists, but not for this method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
+    /// Something else is being done with it: try again in a moment.
+    SandboxBusy = "sandbox_busy", CONFLICT;
+    /// The sandbox is in a state in which that cannot be done.
+    WrongState = "wrong_state", CONFLICT;
+    /// Another request came with this `Idempotency-Key` before.
+    IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY;
+    /// The command did not end in time and was killed.
+    CommandTimeout = "command_timeout", REQUEST_TIMEOUT;
+    /// The sandbox's disk is full.
+    GuestDiskFull = "guest_disk_full", INSUFFICIENT_STORAGE;
+    /// The sandbox itself could not do it.
+    GuestFailed = "guest_failed", BAD_GATEWAY;
+    /// Nobody in the sandbox listens at the port, or what listens is no HTTP server.
+    PortClosed = "port_closed", BAD_GATEWAY;
+    /// The sandbox's host failed.
+    HostFailed = "host_failed", BAD_GATEWAY;
+    /// The sandbox's host does not answer. What became of what was under way shows when it does.
+    HostUnavailable = "host_unavailable", SERVICE_UNAVAILABLE;
+    /// No host has room for it just now.
+    NoCapacity = "no_capacity", SERVICE_UNAVAILABLE;
     /// It would contradict what there is.
     Conflict = "conflict", CONFLICT;
     /// The body is larger than the server reads.

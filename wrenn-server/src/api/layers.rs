@@ -18,17 +18,30 @@ use uuid::Uuid;
 use super::{Code, Error};
 use crate::app::App;
 use crate::config::Config;
+use crate::preview;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Routes whose request or response goes on for as long as its client wants.
-const UNHURRIED: &[&str] = &[];
+/// Routes that take as long as a sandbox or a transfer does; what bounds them are the limits of hosts and agents.
+const UNHURRIED: &[&str] = &[
+    "/v1/sandboxes",
+    "/v1/sandboxes/{sandbox}",
+    "/v1/sandboxes/{sandbox}/pause",
+    "/v1/sandboxes/{sandbox}/resume",
+    "/v1/sandboxes/{sandbox}/branch",
+    "/v1/sandboxes/{sandbox}/exec",
+    "/v1/sandboxes/{sandbox}/stream",
+    "/v1/sandboxes/{sandbox}/files",
+    "/v1/snapshots",
+];
 
 /// Wraps the routes. The first layer named is the outermost.
 pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
     routes.layer(
         ServiceBuilder::new()
             .layer(from_fn(observe))
+            // Outside of all that follows: what a sandbox answers is its own.
+            .layer(from_fn_with_state(app.clone(), preview::divert))
             .layer(SetResponseHeaderLayer::if_not_present(
                 header::X_CONTENT_TYPE_OPTIONS,
                 HeaderValue::from_static("nosniff"),

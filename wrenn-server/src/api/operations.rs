@@ -10,6 +10,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Code, Error};
 use crate::app::App;
+use crate::db;
+use crate::sandboxes::State as SandboxState;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(health)).routes(routes!(ready)).routes(routes!(metrics))
@@ -45,5 +47,12 @@ async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Error> {
     let handle = app.metrics.as_ref();
     let handle = handle.ok_or_else(|| Code::NotFound.because("the program records its metrics elsewhere"))?;
     metrics::gauge!("wrenn_database_connections").set(f64::from(app.db.size()));
+    let counts = db::sandboxes::count(&app.db).await?;
+    for state in SandboxState::ALL.iter().filter(|state| !state.is_over()) {
+        let count =
+            counts.iter().find(|(counted, _)| counted == state.as_str()).map_or(0, |(_, count)| *count);
+        metrics::gauge!("wrenn_sandboxes", "state" => state.as_str())
+            .set(u32::try_from(count).unwrap_or(u32::MAX));
+    }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()))
 }

@@ -1,4 +1,5 @@
-//! Who a request is from, as what its handler asks for: [`Session`] for a user, [`Member`] for someone of a team.
+//! Who a request is from, as what its handler asks for: [`Session`] for a user, [`Member`] for someone of a team,
+//! [`Operator`] for who runs the place.
 //!
 //! Without credentials each of them is refused with 401. What exists but is none of the caller's business is 404.
 
@@ -7,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use axum::http::request::Parts;
 use uuid::Uuid;
 
@@ -68,6 +69,7 @@ impl fmt::Display for Actor {
 pub(crate) struct Session {
     pub(crate) user: Uuid,
     pub(crate) session: Uuid,
+    pub(crate) operator: bool,
 }
 
 /// Someone of a team: a user, or a program with a key of the team's.
@@ -96,6 +98,10 @@ impl Member {
     }
 }
 
+/// A user who runs the whole installation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Operator(pub(crate) Session);
+
 /// What a request came with.
 enum Credentials {
     Key(String),
@@ -108,6 +114,9 @@ impl Credentials {
             return key.to_str().map(|key| Self::Key(key.to_owned())).map_err(|_| bad_credentials());
         }
         let Some(authorization) = headers.get(AUTHORIZATION) else {
+            if let Some(token) = offered(headers) {
+                return Ok(Self::Token(token));
+            }
             return Err(Code::Unauthenticated
                 .because("this takes an access token (Authorization: Bearer) or an API key (X-API-Key)"));
         };
@@ -119,6 +128,13 @@ impl Credentials {
             _ => Err(bad_credentials()),
         }
     }
+}
+
+/// The token that a WebSocket's client offered as a subprotocol: browsers let pages set nothing else.
+fn offered(headers: &HeaderMap) -> Option<String> {
+    let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|offers| offers.to_str().ok());
+    let mut offers = offers.flat_map(|offers| offers.split(','));
+    offers.find_map(|offer| offer.trim().strip_prefix("wrenn.token.")).map(ToOwned::to_owned)
 }
 
 /// One answer for whatever is wrong with them.
@@ -135,7 +151,7 @@ async fn log_in(
     let live =
         db::sessions::live(&app.db, claims.sid, claims.sub, team).await?.ok_or_else(bad_credentials)?;
     let place = live.team.zip(live.role.as_deref().map(Role::from_stored));
-    Ok((Session { user: claims.sub, session: claims.sid }, place))
+    Ok((Session { user: claims.sub, session: claims.sid, operator: live.operator }, place))
 }
 
 impl FromRequestParts<App> for Session {
@@ -147,6 +163,24 @@ impl FromRequestParts<App> for Session {
             Credentials::Key(key) => {
                 key_of(app, &key).await?;
                 Err(Code::Forbidden.because("this takes a user's access token; a key does not do"))
+            }
+        }
+    }
+}
+
+impl FromRequestParts<App> for Operator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let hidden = || Code::NotFound.because("there is no such thing");
+        match Credentials::of(&parts.headers)? {
+            Credentials::Token(token) => {
+                let (session, _) = log_in(app, &token, None).await?;
+                if session.operator { Ok(Self(session)) } else { Err(hidden()) }
+            }
+            Credentials::Key(key) => {
+                key_of(app, &key).await?;
+                Err(hidden())
             }
         }
     }

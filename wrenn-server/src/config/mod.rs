@@ -77,6 +77,12 @@ pub struct Config {
     pub jwt_secret: SecretString,
     /// Whether this is a developer's own machine: weak secrets are let through.
     pub dev: bool,
+    /// Hosts to register at the start, each with its endpoint.
+    pub hosts: Vec<(String, String)>,
+    /// The secret that hosts know this server by.
+    pub host_secret: Option<SecretString>,
+    /// The certificates that hosts are trusted by over TLS.
+    pub host_ca: Option<PathBuf>,
     /// Previews are served for names below this one.
     pub domain: String,
     /// Who may sign up.

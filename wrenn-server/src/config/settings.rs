@@ -49,6 +49,16 @@ pub struct Settings {
     /// For a developer's own machine: a weak JWT secret is let through, and a missing one made up.
     #[arg(long, env = "WRENN_DEV", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     pub dev: Option<bool>,
+    /// Hosts to register, as NAME=ENDPOINT, separated by commas; an endpoint is http://HOST:PORT, https://HOST:PORT or
+    /// unix:/PATH [none].
+    #[arg(long, env = "WRENN_HOSTS", value_name = "NAME=ENDPOINT", value_delimiter = ',')]
+    pub hosts: Option<Vec<String>>,
+    /// The secret that hosts know this server by, 32 bytes or more; needed for hosts that are reached over a network.
+    #[arg(long, env = "WRENN_HOST_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub host_secret: Option<SecretString>,
+    /// The certificates (PEM) that hosts at https:// are trusted by.
+    #[arg(long, env = "WRENN_HOST_CA", value_name = "FILE")]
+    pub host_ca: Option<PathBuf>,
     /// Previews are served as PORT-SANDBOX.DOMAIN [localhost].
     #[arg(long, env = "WRENN_DOMAIN", value_name = "DOMAIN")]
     pub domain: Option<String>,
@@ -97,8 +107,8 @@ impl Settings {
     /// These settings, and for those that are not set what `other` says.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
-        or_else!(self, other: config, listen, database_url, database_connections, jwt_secret, jwt_secret_file, dev,
-            domain, sign_up, access_token_seconds, refresh_token_days, cors_origins, body_limit, request_timeout,
+        or_else!(self, other: config, listen, database_url, database_connections, jwt_secret, jwt_secret_file, dev, hosts, host_secret,
+            host_ca, domain, sign_up, access_token_seconds, refresh_token_days, cors_origins, body_limit, request_timeout,
             header_timeout, connections, auth_attempts_per_minute, trusted_proxies, shutdown_grace)
     }
 
@@ -128,6 +138,9 @@ impl Settings {
             )?,
             jwt_secret: jwt_secret::choose(settings.jwt_secret, settings.jwt_secret_file, dev)?,
             dev,
+            hosts: hosts(settings.hosts)?,
+            host_secret: settings.host_secret,
+            host_ca: settings.host_ca,
             domain: domain(settings.domain)?,
             sign_up: settings.sign_up.unwrap_or(SignUp::Open),
             access_token_life: seconds("access_token_seconds", settings.access_token_seconds, 900, 86_400)?,
@@ -185,6 +198,17 @@ fn database_url(given: Option<SecretString>) -> Result<SecretString, ConfigError
         });
     }
     Ok(url)
+}
+
+/// Reads `NAME=ENDPOINT`. Whether there can be a host at an endpoint is found out as it is registered.
+fn hosts(given: Option<Vec<String>>) -> Result<Vec<(String, String)>, ConfigError> {
+    let read = |host: &String| {
+        let (name, endpoint) = host.split_once('=').filter(|(name, _)| crate::hosts::is_host_name(name))?;
+        Some((name.to_owned(), endpoint.to_owned()))
+    };
+    let reason = "each is NAME=ENDPOINT, and a name is of lower-case letters, digits and dashes";
+    let wrong = || ConfigError::Invalid { name: "hosts", reason: reason.to_owned() };
+    given.unwrap_or_default().iter().map(|host| read(host).ok_or_else(wrong)).collect()
 }
 
 fn domain(given: Option<String>) -> Result<String, ConfigError> {
@@ -262,6 +286,7 @@ mod tests {
         refused("domain", |s| s.domain = Some("a..b".to_owned()));
         refused("domain", |s| s.domain = Some("localhost:80".to_owned()));
         refused("cors_origins", |s| s.cors_origins = Some(vec!["https://a.b/c".to_owned()]));
+        refused("hosts", |s| s.hosts = Some(vec!["http://10.0.0.1:7070".to_owned()]));
         refused("connections", |s| s.connections = Some(0));
         refused("request_timeout", |s| s.request_timeout = Some(0));
         refused("JWT secret", |s| s.jwt_secret = Some("changeme".into()));

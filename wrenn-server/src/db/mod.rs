@@ -4,9 +4,13 @@
 //! (`scripts/sqlx-prepare` writes it anew).
 
 pub(crate) mod audit;
+pub(crate) mod hosts;
+pub(crate) mod idempotency;
 pub(crate) mod invitations;
 pub(crate) mod keys;
+pub(crate) mod sandboxes;
 pub(crate) mod sessions;
+pub(crate) mod snapshots;
 pub(crate) mod teams;
 pub(crate) mod users;
 
@@ -34,6 +38,15 @@ pub enum DatabaseError {
     Connect {
         /// Host, port and database, without the password.
         place: String,
+        /// What was said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A query failed.
+    #[error("{what} failed")]
+    Query {
+        /// What it was for.
+        what: &'static str,
         /// What was said.
         #[source]
         source: sqlx::Error,

@@ -18,6 +18,7 @@ pub(crate) enum Refreshed {
 /// A user with a session that goes on.
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
+    pub(crate) operator: bool,
     /// The team that was asked for, or else the user's first.
     pub(crate) team: Option<Uuid>,
     pub(crate) role: Option<String>,
@@ -109,8 +110,9 @@ pub(crate) async fn live(
 ) -> sqlx::Result<Option<Live>> {
     sqlx::query_as!(
         Live,
-        r#"SELECT m.team_id AS "team?", m.role AS "role?"
-           FROM sessions s LEFT JOIN LATERAL (
+        r#"SELECT u.operator, m.team_id AS "team?", m.role AS "role?"
+           FROM sessions s JOIN users u ON u.id = s.user_id
+           LEFT JOIN LATERAL (
                SELECT team_id, role FROM memberships
                WHERE user_id = s.user_id AND ($3::uuid IS NULL OR team_id = $3) ORDER BY created_at, team_id LIMIT 1
            ) m ON true

@@ -5,5 +5,6 @@ mod errors;
 mod faults;
 mod keys;
 mod routes;
+mod sandboxes;
 mod support;
 mod teams;

@@ -2,7 +2,14 @@
 
 mod accounts;
 mod audit;
+mod exec;
+mod files;
+mod hosts;
 mod keys;
+mod sandbox_types;
+mod sandboxes;
+mod snapshots;
+mod stream;
 mod teams;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -19,6 +26,12 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(teams::routes())
         .merge(keys::routes())
         .merge(audit::routes())
+        .merge(sandboxes::routes())
+        .merge(exec::routes())
+        .merge(stream::routes())
+        .merge(files::routes())
+        .merge(snapshots::routes())
+        .merge(hosts::routes())
 }
 
 /// Writes into the audit log what a member of a team did.

@@ -39,8 +39,16 @@ impl TestServer {
         Self::start_with(|_| {}).await
     }
 
+    /// Another server on the same database.
+    pub(crate) async fn beside(url: &str) -> Self {
+        Self::start_on(Database::shared(url), |_| {}).await
+    }
+
     pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
-        let database = Database::create().await;
+        Self::start_on(Database::create().await, change).await
+    }
+
+    async fn start_on(database: Database, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = settings(&database.url);
         change(&mut settings);
         let server = Server::open(settings.resolve().unwrap()).await.unwrap();
@@ -114,6 +122,31 @@ impl TestServer {
         let (status, me) = self.get("/v1/me", token).await;
         assert_eq!(status, 200, "{me}");
         text(&me["teams"][0]["id"])
+    }
+}
+
+/// A host that nothing answers for.
+pub(crate) const DEAD_HOST: &str = "dead";
+
+impl TestServer {
+    /// Enters a host that nothing answers for.
+    pub(crate) fn dead_host(&self) {
+        self.database.query(&format!(
+            "INSERT INTO hosts (name, endpoint) VALUES ('{DEAD_HOST}', 'unix:/nonexistent/wrenn.sock')
+             ON CONFLICT DO NOTHING"
+        ));
+    }
+
+    /// Enters a sandbox of a team on the host that nothing answers for.
+    pub(crate) fn enter_sandbox(&self, team: &str, id: &str, state: &str) {
+        self.dead_host();
+        // A task holds what is leased, for as long as any test.
+        self.database.query(&format!(
+            "INSERT INTO sandboxes (id, team_id, host, state, template, vcpus, memory_mib, on_timeout, lease_until,
+                                    metadata)
+             VALUES ('{id}', '{team}', '{DEAD_HOST}', '{state}', 'debian', 1, 256, 'destroy', now() + interval '1 hour',
+                     '{{\"of\": \"{state}\"}}')"
+        ));
     }
 }
 

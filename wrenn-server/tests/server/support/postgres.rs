@@ -10,6 +10,11 @@ use uuid::Uuid;
 /// A database that nobody else uses, gone with this value. The last one stops PostgreSQL.
 pub(crate) struct Database {
     pub(crate) url: String,
+    /// What there is to remove; nothing where it is another's.
+    owned: Option<Owned>,
+}
+
+struct Owned {
     name: String,
     admin_url: String,
     /// Held shared by whoever uses PostgreSQL: in other processes too, and let go by the kernel if one is killed.
@@ -42,28 +47,29 @@ impl Database {
         let admin_url = String::from_utf8(up.stdout).unwrap().trim().to_owned();
         let name = format!("test_{}", Uuid::new_v4().simple());
         let url = admin_url.replacen("/postgres?", &format!("/{name}?"), 1);
-        let database = Self { url, name, admin_url, users };
-        database.administer(&format!("CREATE DATABASE {}", database.name));
-        database
+        let owned = Owned { name, admin_url, users };
+        owned.administer(&format!("CREATE DATABASE {}", owned.name));
+        Self { url, owned: Some(owned) }
     }
 
-    /// Runs a statement as the administrator, outside of the database.
-    pub(crate) fn administer(&self, statement: &str) {
-        let done = run(Path::new("psql"), &["-X", "-q", "-c", statement, &self.admin_url]);
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    /// The database of another test server, which removes it.
+    pub(crate) fn shared(url: &str) -> Self {
+        Self { url: url.to_owned(), owned: None }
     }
 
     /// Makes the database unreachable: nobody may connect, and whoever is connected no longer is.
     pub(crate) fn take_away(&self) {
-        self.administer(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.name));
-        self.administer(&format!(
+        let owned = self.owned.as_ref().unwrap();
+        owned.administer(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", owned.name));
+        owned.administer(&format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
-            self.name
+            owned.name
         ));
     }
 
     pub(crate) fn give_back(&self) {
-        self.administer(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.name));
+        let owned = self.owned.as_ref().unwrap();
+        owned.administer(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", owned.name));
     }
 
     /// The first column of what a query in the database finds, as text.
@@ -74,7 +80,15 @@ impl Database {
     }
 }
 
-impl Drop for Database {
+impl Owned {
+    /// Runs a statement as the administrator, outside of the database.
+    fn administer(&self, statement: &str) {
+        let done = run(Path::new("psql"), &["-X", "-q", "-c", statement, &self.admin_url]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+impl Drop for Owned {
     fn drop(&mut self) {
         let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         run(Path::new("psql"), &["-X", "-q", "-c", &statement, &self.admin_url]);
