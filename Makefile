@@ -19,13 +19,14 @@ STATIC := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+cr
 # The static one, unless another is chosen (for example Firecracker).
 export WRENN_MONITOR ?= $(BUILT)/$(TARGET)/debug/wrenn-monitor
 
-.PHONY: help setup build image quickstart bench test test-programs lab fmt check clean-lab
+.PHONY: help setup build image quickstart serve bench test test-programs lab fmt check clean-lab
 
 help:
 	@echo "make setup       install what is missing (Debian packages, Cargo tools, the lab's kernel)"
 	@echo "make build       build the workspace, and the agent and the monitor as static programs"
 	@echo "make image       build the guest kernel and the debian image, unless they are there"
 	@echo "make quickstart  see a sandbox boot, pause and resume"
+	@echo "make serve       serve the HTTP API with a database and a host of its own (WRENN_PORT, DATABASE_URL)"
 	@echo "make bench       measure how long resuming takes here (ARGS='--rounds 20 --html report.html')"
 	@echo "make test        run all tests"
 	@echo "make check       formatting, lints, documentation, licences"
@@ -54,6 +55,10 @@ quickstart: image
 	@echo "==> Quickstart"
 	@lab/lab with -- env WRENN_LAB=$$(lab/own-kvm && echo never || echo always) \
 		lab/runner $(BUILT)/debug/examples/quickstart
+
+serve: image
+	@echo "==> Serve"
+	@scripts/serve $(BUILT)/debug/wrenn
 
 # Optimised, as a user's program would be. A page goes to the lab's share, where both sides can write.
 bench: image

@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("wrenn-host", &["wrenn-base", "wrenn-agent-api", "wrenn-core"]),
     ("wrenn-server", &["wrenn-base", "wrenn-agent-api", "wrenn-host"]),
-    ("wrenn-cli", &["wrenn-core", "wrenn-host", "wrenn-agent-api"]),
+    ("wrenn-cli", &["wrenn-core", "wrenn-host", "wrenn-server", "wrenn-agent-api"]),
     ("wrenn", &["wrenn-core", "wrenn-monitor", "wrenn-pager"]),
 ];
 

@@ -185,7 +185,9 @@ fn many_commands_share_a_sandbox() {
 #[test]
 fn a_port_of_a_guest_is_had_on_this_machine() {
     let wrenn = Wrenn::new();
-    let id = wrenn.ok(&["run", "--detach", "base", "--", "python3", "-m", "http.server", "8000"]);
+    let server = "import socket\ns = socket.create_server(('', 8000))\nwhile True:\n c, _ = s.accept()\n c.recv(1000)\n \
+                  c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\nhello')\n c.close()";
+    let id = wrenn.ok(&["run", "--detach", "base", "--", "python3", "-c", server]);
     let mut forward = wrenn.command(&["port-forward", &id, "127.0.0.1:28000:8000"]);
     let mut forward = forward.stderr(Stdio::null()).spawn().expect("it runs");
     eventually("the guest's server answers", || {

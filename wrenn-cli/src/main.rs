@@ -27,6 +27,7 @@ mod link;
 mod manual;
 mod output;
 mod progress;
+mod serve;
 #[allow(unsafe_code)]
 mod sys;
 mod terminal;
@@ -73,6 +74,8 @@ enum Command {
     /// Measurements on this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Serve the HTTP API, with this data directory's sandboxes, until told to end.
+    Serve(Box<serve::ServeArgs>),
     /// Print what makes a shell complete this command's arguments.
     Completions { shell: clap_complete::Shell },
     /// Write manual pages into a directory.
@@ -87,7 +90,15 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    if let Command::Serve(_) = cli.command {
+        // Once more, with what the file `.env` says. No other thread is there yet.
+        if let Err(error) = wrenn_server::Settings::load_dot_env() {
+            report(&error);
+            return ExitCode::FAILURE;
+        }
+        cli = Cli::parse();
+    }
     let failed = match cli.command {
         Command::Sandbox(commands::SandboxCommand::Run(_) | commands::SandboxCommand::Exec(_)) => {
             attach::status::FAILED
@@ -125,6 +136,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
             interrupt::install().and_then(|()| image::run(&cli.data, format, command))?;
         }
         Command::Guest(command) => interrupt::install().and_then(|()| guest::run(&cli.data, command))?,
+        Command::Serve(args) => serve::run(&cli.data, *args)?,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::write_pages(&dir)?,
         Command::HostProcess => daemon::run(&cli.data)?,

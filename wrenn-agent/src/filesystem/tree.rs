@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use connectrpc::ConnectError;
 use wrenn_agent_api::proto::filesystem as pb;
@@ -21,6 +22,8 @@ const MAX_ENTRIES: usize = 50_000;
 /// The stack on which trees are removed: that goes level by level, with an open directory for each, so that the
 /// limit on these (see `boot`) comes first.
 const REMOVAL_STACK: usize = 128 << 20;
+/// The same where the guest has not even that much memory. Trees of more than 16,000 levels are its own doing there.
+const SMALL_REMOVAL_STACK: usize = 32 << 20;
 
 /// Makes a directory that is not there yet.
 pub(super) fn make(path: &str, owner: Owner) -> Result<pb::EntryInfo, ConnectError> {
@@ -116,9 +119,17 @@ pub(super) async fn remove(path: String) -> Result<(), ConnectError> {
         return Err(ConnectError::invalid_argument("the root directory cannot be removed"));
     }
     let (done, result) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().stack_size(REMOVAL_STACK).spawn(move || {
-        let _ = done.send(remove_now(&path).map_err(|e| io_error(&path, &e)));
-    });
+    let work = Arc::new(Mutex::new(Some((path, done))));
+    let spawn = |stack_size: usize| {
+        let work = Arc::clone(&work);
+        std::thread::Builder::new().stack_size(stack_size).spawn(move || {
+            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((path, done)) = work {
+                let _ = done.send(remove_now(&path).map_err(|e| io_error(&path, &e)));
+            }
+        })
+    };
+    let thread = spawn(REMOVAL_STACK).or_else(|_| spawn(SMALL_REMOVAL_STACK));
     thread.map_err(|e| ConnectError::resource_exhausted(format!("no thread to remove with: {e}")))?;
     result.await.unwrap_or_else(|_| Err(ConnectError::internal("the removal broke off")))
 }

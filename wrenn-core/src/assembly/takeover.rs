@@ -29,7 +29,7 @@ impl Assembly {
         let mut dirs = Ok(());
         if journal.origin.is_none_or(|generation| generation == 0) {
             // It has no snapshot to go back to.
-            dirs = self.data_dir().await;
+            dirs = self.data_that_is_there().await;
         }
         let run_dir = self.run_dir().await;
         let disk = self.disk_that_is_there().await;
@@ -74,6 +74,12 @@ impl Assembly {
             Ok((monitor, origin))
         })
         .await
+    }
+
+    async fn data_that_is_there(&mut self) -> Result<(), Cause> {
+        let dir = self.identity.dirs.store.path().to_owned();
+        self.data_step = Some(self.directory("the sandbox's data directory", dir, 0o700).await?);
+        Ok(())
     }
 
     async fn disk_that_is_there(&mut self) -> Result<RootDisk, Cause> {

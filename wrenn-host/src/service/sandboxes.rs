@@ -31,6 +31,11 @@ pub(super) struct Sandboxes {
     draining: AtomicBool,
 }
 
+/// Whether nothing of it is on the machine any more, though there is a handle.
+fn is_over(sandbox: &Sandbox) -> bool {
+    sandbox.state() == SandboxState::Paused
+}
+
 impl Sandboxes {
     /// Those of `host`, with the running ones that nobody has.
     pub(super) async fn take_over(host: Host) -> Result<Arc<Self>, Error> {
@@ -78,7 +83,7 @@ impl Sandboxes {
 
     /// Whether none runs, and nothing is being done with any.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.slots().values().all(|slot| slot.try_read().is_ok_and(|found| found.is_none()))
+        self.slots().values().all(|slot| slot.try_read().is_ok_and(|held| held.as_ref().is_none_or(is_over)))
     }
 
     /// The slot of a sandbox, for oneself; one that is not there is made.
@@ -105,10 +110,14 @@ impl Sandboxes {
         }
     }
 
-    /// Forgets slots that nothing is in and that nobody uses.
+    /// Lets go of sandboxes that their timeouts have seen to, and forgets slots that nothing is in and that nobody uses.
     pub(super) fn tidy(&self) {
         self.slots().retain(|_, slot| {
-            Arc::strong_count(slot) > 1 || slot.try_read().map_or(true, |held| held.is_some())
+            let Ok(mut held) = slot.try_write() else { return true };
+            if held.as_ref().is_some_and(is_over) {
+                *held = None;
+            }
+            held.is_some() || Arc::strong_count(slot) > 1
         });
     }
 

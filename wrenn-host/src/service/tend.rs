@@ -1,4 +1,5 @@
-//! What has to be done without being asked: guests that end by themselves are let go of.
+//! What has to be done without being asked: guests that end by themselves are let go of, and what timeouts have
+//! seen to is forgotten.
 
 use std::sync::Weak;
 
@@ -21,7 +22,7 @@ pub(super) async fn tend(sandboxes: Weak<Sandboxes>, mut events: Events, ending:
                     // Whoever works on it may take a while.
                     tokio::spawn(async move { sandboxes.let_go_if_ended(&event.sandbox).await });
                 }
-                EventKind::State { from: Some(SandboxState::Stopping), to: None } => sandboxes.tidy(),
+                EventKind::State { to: None | Some(SandboxState::Paused), .. } => sandboxes.tidy(),
                 _ => {}
             },
             Ok(None) => return,

@@ -13,6 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use wrenn_agent_api::{AgentClient, AgentError, Command, ProcessEvent, Signal};
 
+use super::exec_lines;
 use super::sandbox_types::check_env;
 use crate::api::extract::{Json, Path, Query};
 use crate::api::{Code, Error};
@@ -30,13 +31,17 @@ const MOST_LIMIT: u32 = 3600;
 const INPUT_PIECE: usize = 32 << 10;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(exec)).routes(routes!(processes)).routes(routes!(signal))
+    OpenApiRouter::new()
+        .routes(routes!(exec))
+        .routes(routes!(exec_lines::follow))
+        .routes(routes!(processes))
+        .routes(routes!(signal))
 }
 
 /// A command, and how it is run.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Exec {
+pub(super) struct Exec {
     /// A line for the shell, or a program with its arguments.
     command: Line,
     /// Where; the home of its user where not set.
@@ -50,10 +55,25 @@ struct Exec {
     stdin: Option<String>,
     /// How bytes are written here: as text, where those that are no UTF-8 are replaced; or in base64, as they are.
     #[serde(default)]
-    encoding: Encoding,
+    pub(super) encoding: Encoding,
     /// It is killed after so long; 60 where not set.
     #[schema(minimum = 1, maximum = 3600)]
     timeout_seconds: Option<u32>,
+}
+
+impl Exec {
+    /// The command, and what it is to read.
+    pub(super) fn checked(self) -> Result<(Command, Option<Vec<u8>>), Error> {
+        let limit = self.timeout_seconds.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=MOST_LIMIT).contains(&limit) {
+            return Err(Code::InvalidRequest.because(format!("timeout_seconds: from 1 to {MOST_LIMIT}")));
+        }
+        let stdin = self.stdin.map(|text| self.encoding.read(text)).transpose()?;
+        let command = described(self.command, self.cwd, self.user, self.env)?
+            .stdin(stdin.is_some())
+            .timeout(Duration::from_secs(limit.into()));
+        Ok((command, stdin))
+    }
 }
 
 /// A line for the shell, or a program with its arguments.
@@ -67,14 +87,14 @@ pub(super) enum Line {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum Encoding {
+pub(super) enum Encoding {
     #[default]
     Text,
     Base64,
 }
 
 impl Encoding {
-    fn write(self, bytes: &[u8]) -> String {
+    pub(super) fn write(self, bytes: &[u8]) -> String {
         match self {
             Self::Text => String::from_utf8_lossy(bytes).into_owned(),
             Self::Base64 => STANDARD.encode(bytes),
@@ -161,16 +181,10 @@ async fn exec(
     Path(id): Path<String>,
     Json(asked): Json<Exec>,
 ) -> Result<Reply<ExecResult>, Error> {
-    let limit = asked.timeout_seconds.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MOST_LIMIT).contains(&limit) {
-        return Err(Code::InvalidRequest.because(format!("timeout_seconds: from 1 to {MOST_LIMIT}")));
-    }
-    let stdin = asked.stdin.map(|text| asked.encoding.read(text)).transpose()?;
-    let command = described(asked.command, asked.cwd, asked.user, asked.env)?
-        .stdin(stdin.is_some())
-        .timeout(Duration::from_secs(limit.into()));
+    let encoding = asked.encoding;
+    let (command, stdin) = asked.checked()?;
     let agent = agent(&app, member.team, &id).await?;
-    let result = run(&agent, command, stdin, asked.encoding).await;
+    let result = run(&agent, command, stdin, encoding).await;
     result.map(Reply).map_err(|error| agent_failed(&app, &id, &error))
 }
 
@@ -184,16 +198,7 @@ async fn run(
     let mut events = agent.start(command).await?;
     let pid = events.pid();
     let killer = KillOnDrop { agent: Some(agent.clone()), pid };
-    let feed = async {
-        let Some(stdin) = stdin else { return };
-        for piece in stdin.chunks(INPUT_PIECE) {
-            // A command need not read what it is given.
-            if agent.send_input(pid, piece.to_vec()).await.is_err() {
-                return;
-            }
-        }
-        let _ = agent.close_stdin(pid).await;
-    };
+    let feed = feed(agent, pid, stdin);
     let collect = async {
         let (mut stdout, mut stderr) = (Collected::default(), Collected::default());
         loop {
@@ -229,6 +234,18 @@ async fn run(
     };
     killer.not_needed();
     result
+}
+
+/// Gives a command what it is to read, and the end of it.
+pub(super) async fn feed(agent: &AgentClient, pid: u32, stdin: Option<Vec<u8>>) {
+    let Some(stdin) = stdin else { return };
+    for piece in stdin.chunks(INPUT_PIECE) {
+        // A command need not read what it is given.
+        if agent.send_input(pid, piece.to_vec()).await.is_err() {
+            return;
+        }
+    }
+    let _ = agent.close_stdin(pid).await;
 }
 
 #[derive(Default)]

@@ -3,6 +3,7 @@
 mod accounts;
 mod audit;
 mod exec;
+mod exec_lines;
 mod files;
 mod hosts;
 mod keys;
