@@ -226,6 +226,8 @@ fn who_interrupts_or_kills_it_leaves_nothing() {
     let mut killed = sleeping(&wrenn);
     killed.kill().expect("it is killed");
     killed.wait().expect("it ends");
+    // Their pipes would be among what is left.
+    drop((interrupted, killed));
     eventually("the sandbox of a killed run is gone", || wrenn.sandboxes().is_empty());
     wrenn.wait_for_idle_end();
     before.assert_same_but_for(&HostState::of(&wrenn.test.data()), KEPT);
