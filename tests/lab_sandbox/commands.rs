@@ -175,6 +175,8 @@ async fn a_terminal_echoes_and_changes_its_size() {
     let mut terminal = sandbox.pty().size(100, 30).env("PS1", "$ ").spawn().await.unwrap();
     let pid = terminal.pid();
     let mut seen = String::new();
+    // A person waits for the prompt too.
+    shows(&mut terminal, &mut seen, "# ").await;
     // The size is asked for by a word that is not in what was typed.
     terminal.write_all(b"echo first-$(stty size | tr ' ' x); tty\n").await.unwrap();
     shows(&mut terminal, &mut seen, "first-30x100").await;

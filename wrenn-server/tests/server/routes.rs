@@ -46,7 +46,7 @@ fn sound_request(
         ("PATCH", "{user}") => json!({"role": "owner"}),
         ("PATCH", _) => json!({"name": "mine now"}),
         ("POST", "invitations") => json!({"role": "admin"}),
-        ("POST", "exec") => json!({"command": "true"}),
+        ("POST", "exec" | "stream") => json!({"command": "true"}),
         ("POST", "mkdir") => json!({"path": "/x"}),
         ("POST", "rename") => json!({"from": "/x", "to": "/y"}),
         ("PUT", "timeout") => json!({"timeout_seconds": 60}),
