@@ -81,7 +81,7 @@ async fn pipes_carry_any_bytes_both_ways() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_stops_the_command() {
     let (_test, host, sandbox) = begin().await;
-    const LEN: usize = 64 << 20;
+    const LEN: usize = 32 << 20;
     let script = format!("head -c {LEN} /dev/zero; touch /tmp/done");
     let mut process = sandbox.command("sh").args(["-c", &script]).spawn().await.unwrap();
     let mut stdout = process.take_stdout().unwrap();
@@ -117,7 +117,7 @@ async fn a_background_process_survives_and_what_was_missed_comes() {
             event => assert!(matches!(event, ProcessEvent::Start { .. }), "{event:?}"),
         }
     };
-    assert_eq!(first, b"0\n"[..]);
+    assert!(first.starts_with(b"0\n"), "{first:?}");
     drop(counter);
     let paused = sandbox.pause().await.unwrap();
     let sandbox = paused.resume().await.unwrap();

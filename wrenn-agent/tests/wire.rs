@@ -357,6 +357,7 @@ async fn parts_of_a_file() {
     let mut plain = Vec::new();
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed.body[..]), &mut plain).unwrap();
     assert!(plain == contents);
+    assert!(packed.body.len() < contents.len(), "{} bytes", packed.body.len());
     assert_eq!(get(&["accept-encoding: gzip, deflate"]).await.header("content-encoding"), None);
     let refused = get(&["accept-encoding: br, identity;q=0"]).await;
     assert_eq!((refused.status, &refused.json()["code"]), (406, &json!(406)));

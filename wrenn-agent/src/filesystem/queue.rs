@@ -75,6 +75,11 @@ impl Queue {
         Ok(std::mem::take(&mut self.events).into())
     }
 
+    /// Whether nothing broke it so far.
+    pub(super) fn is_whole(&self) -> bool {
+        self.broken.is_none()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }

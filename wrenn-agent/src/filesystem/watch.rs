@@ -251,7 +251,10 @@ impl Watch {
                     if kind.is_file() && child.metadata().is_ok_and(|metadata| metadata.len() > 0) {
                         self.tell(&inside, EventType::EVENT_TYPE_WRITE, &mut names);
                     }
-                    self.found.insert(inside.clone());
+                    // Where events are lost anyway it makes no difference.
+                    if self.queue.is_whole() {
+                        self.found.insert(inside.clone());
+                    }
                 }
                 if kind.is_dir() {
                     waiting.push(inside);

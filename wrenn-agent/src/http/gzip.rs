@@ -40,11 +40,14 @@ pub(super) fn unpack(
     })
 }
 
-/// Packs a stream as it comes, quickly rather than tightly.
+/// How hard it is tried: quickly rather than tightly. The level below has no codes of its own, by which some bytes grow.
+const LEVEL: u32 = 2;
+
+/// Packs a stream as it comes.
 pub(super) fn pack(
     plain: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
 ) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
-    let encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let encoder = GzEncoder::new(Vec::new(), Compression::new(LEVEL));
     let state = (Box::pin(plain), Some(encoder));
     stream::try_unfold(state, |(mut plain, encoder)| async move {
         let Some(mut encoder) = encoder else { return Ok(None) };
