@@ -34,6 +34,7 @@ mod preview;
 mod reconcile;
 mod sandboxes;
 mod server;
+mod web;
 
 pub use secrecy::SecretString;
 

@@ -8,3 +8,4 @@ mod routes;
 mod sandboxes;
 mod support;
 mod teams;
+mod web;
