@@ -35,6 +35,7 @@ pub mod program;
 mod reconcile;
 mod sandboxes;
 mod server;
+mod web;
 
 pub use secrecy::SecretString;
 

@@ -12,6 +12,7 @@ use axum::Router;
 pub(crate) use self::error::{Code, Error};
 pub(crate) use self::v1::checked_account;
 use crate::app::App;
+use crate::web;
 
 /// Everything that is served.
 pub(crate) fn router(app: App) -> Router {
@@ -19,6 +20,7 @@ pub(crate) fn router(app: App) -> Router {
         openapi::base().merge(v1::routes()).merge(operations::routes()).split_for_parts();
     let routes = routes
         .merge(openapi::routes(document))
+        .merge(web::routes())
         .fallback(|| async { Code::NotFound.because("there is no such path") })
         .method_not_allowed_fallback(|| async {
             Code::MethodNotAllowed.because("the path exists, but not for this method")

@@ -114,8 +114,8 @@ impl Credentials {
             return key.to_str().map(|key| Self::Key(key.to_owned())).map_err(|_| bad_credentials());
         }
         let Some(authorization) = headers.get(AUTHORIZATION) else {
-            if let Some(token) = offered(headers) {
-                return Ok(Self::Token(token));
+            if let Some(token) = offered(headers, "wrenn.token.") {
+                return Ok(Self::Token(token.to_owned()));
             }
             return Err(Code::Unauthenticated
                 .because("this takes an access token (Authorization: Bearer) or an API key (X-API-Key)"));
@@ -130,11 +130,20 @@ impl Credentials {
     }
 }
 
-/// The token that a WebSocket's client offered as a subprotocol: browsers let pages set nothing else.
-fn offered(headers: &HeaderMap) -> Option<String> {
+/// What a WebSocket's client offered as a subprotocol of that kind: browsers let pages set nothing else.
+fn offered<'a>(headers: &'a HeaderMap, kind: &str) -> Option<&'a str> {
     let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|offers| offers.to_str().ok());
     let mut offers = offers.flat_map(|offers| offers.split(','));
-    offers.find_map(|offer| offer.trim().strip_prefix("wrenn.token.")).map(ToOwned::to_owned)
+    offers.find_map(|offer| offer.trim().strip_prefix(kind))
+}
+
+/// The team that a request is for, where it names one.
+fn named_team(headers: &HeaderMap) -> Result<Option<Uuid>, Error> {
+    let named = match headers.get("x-team-id") {
+        Some(id) => Some(id.to_str().unwrap_or_default()),
+        None => offered(headers, "wrenn.team."),
+    };
+    named.map(|id| id.parse().map_err(|_| Code::NotFound.because("there is no such team"))).transpose()
 }
 
 /// One answer for whatever is wrong with them.
@@ -193,13 +202,8 @@ impl FromRequestParts<App> for Member {
         match Credentials::of(&parts.headers)? {
             Credentials::Key(key) => key_of(app, &key).await,
             Credentials::Token(token) => {
-                let no_team = || Code::NotFound.because("there is no such team");
-                let team = parts
-                    .headers
-                    .get("x-team-id")
-                    .map(|id| id.to_str().ok().and_then(|id| id.parse::<Uuid>().ok()).ok_or_else(no_team));
-                let (session, place) = log_in(app, &token, team.transpose()?).await?;
-                let (team, role) = place.ok_or_else(no_team)?;
+                let (session, place) = log_in(app, &token, named_team(&parts.headers)?).await?;
+                let (team, role) = place.ok_or_else(|| Code::NotFound.because("there is no such team"))?;
                 Ok(Self { team, role, actor: Actor::User(session.user) })
             }
         }

@@ -10,3 +10,4 @@ mod sandboxes;
 mod support;
 mod table;
 mod teams;
+mod web;

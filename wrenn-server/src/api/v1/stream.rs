@@ -24,7 +24,8 @@ use crate::app::App;
 use crate::auth::Member;
 use crate::sandboxes::{agent, agent_failed};
 
-/// The subprotocol. A client that cannot set headers, as browsers, offers its token as another: `wrenn.token.TOKEN`.
+/// The subprotocol. A client that cannot set headers, as browsers, offers its token as another, `wrenn.token.TOKEN`, and
+/// its team, where it means another than the first, as a third: `wrenn.team.ID`.
 pub(crate) const PROTOCOL: &str = "wrenn";
 
 /// The largest message that a client may send.
@@ -130,7 +131,7 @@ enum Output {
 /// written. Its text messages are `{"event":"started","pid":7}`, `{"event":"lost","bytes":9}`,
 /// `{"event":"exited","exit_code":0,"signal":null}` and `{"event":"error","code":"…","message":"…"}`, of which the last two are the
 /// end. A command whose client leaves runs on, and can be attached to. Browsers, which cannot set headers, offer their
-/// token as a subprotocol: `wrenn, wrenn.token.TOKEN`.
+/// token as a subprotocol, and perhaps their team: `wrenn, wrenn.token.TOKEN, wrenn.team.ID`.
 #[utoipa::path(get, path = "/v1/sandboxes/{sandbox}/stream", tag = "commands", params(("sandbox" = String, Path)),
     responses((status = SWITCHING_PROTOCOLS, description = "The WebSocket")))]
 async fn stream(
