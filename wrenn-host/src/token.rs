@@ -6,8 +6,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
 
-/// How long a token lives that is signed for one call.
-pub(crate) const LIFETIME: Duration = Duration::from_secs(60);
 /// The longest life that a token may have been given.
 const LONGEST_LIFE: u64 = 600;
 /// How far two clocks may be apart.
@@ -146,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_token_is_for_one_host_one_secret_and_a_while() {
-        let token = secret(1).sign("h", "c", LIFETIME);
+        let token = secret(1).sign("h", "c", Duration::from_secs(60));
         assert_eq!(secret(1).verify("h", &token), Ok(Caller { name: "c".into() }));
         assert_eq!(secret(1).verify("other", &token), Err(BadToken::Audience));
         assert_eq!(secret(2).verify("h", &token), Err(BadToken::Invalid));

@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use wrenn_agent_api::AccessToken;
 use wrenn_base::{MiB, SandboxId};
@@ -319,5 +320,54 @@ async fn a_service_that_has_ended_takes_no_calls() {
     let error = client.create(CreateSandbox::new(SandboxId::random(), image())).await.unwrap_err();
     assert!(error.is_unreachable() || error.reason() == Some(Reason::Draining), "{error:?}");
     drop(client);
+    host.close(service).await;
+}
+
+#[tokio::test]
+async fn who_never_comes_to_an_end_is_given_up() {
+    let Some(host) = Fixture::open().await else { return };
+    let service = host.service(NAME).await;
+    let head = "POST /wrenn.host.v1.Host/Get HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n";
+    let (no_head, no_body) = (head.to_owned(), format!("{head}content-length: 100\r\n\r\n{{"));
+    let (mut first, mut second) = (service.connect(), service.connect());
+    // From here on the clock goes on as fast as everybody waits.
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    first.write_all(no_head.as_bytes()).await.unwrap();
+    second.write_all(no_body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    second.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("deadline_exceeded"), "{answer}");
+    answer.clear();
+    drop(first.read_to_string(&mut answer).await);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    let taken = begun.elapsed();
+    assert!((Duration::from_secs(30)..Duration::from_secs(120)).contains(&taken), "{taken:?}");
+    tokio::time::resume();
+
+    // One who hangs up in the middle harms nobody.
+    let mut third = service.connect();
+    third.write_all(no_body.as_bytes()).await.unwrap();
+    drop(third);
+    service.client().describe().await.unwrap();
+    host.close(service).await;
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let Some(host) = Fixture::open().await else { return };
+    let service = host.service(NAME).await;
+    let mut stream = service.connect();
+    let mut sent = 0;
+    stream.write_all(b"GET /health HTTP/1.1\r\n").await.unwrap();
+    let line = format!("x-filler: {}\r\n", "x".repeat(4000));
+    while sent < 4 << 20 && stream.write_all(line.as_bytes()).await.is_ok() {
+        sent += line.len();
+    }
+    assert!(sent < 1 << 20, "{sent} bytes of a head were taken");
+    let mut answer = String::new();
+    drop(stream.read_to_string(&mut answer).await);
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    service.client().describe().await.unwrap();
     host.close(service).await;
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use connectrpc::client::{BoxFuture, ClientBody, ClientTransport};
@@ -17,12 +18,11 @@ use hyper::rt::ReadBufCursor;
 use hyper::{Request, Response, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection as Pooled};
 use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::HostError;
 use super::endpoint::Dial;
 use super::error::BoxError;
-use crate::token::LIFETIME;
 use crate::{Connection, HostSecret};
 
 /// The authority in request lines: it leads nowhere, the dial closure decides.
@@ -30,6 +30,12 @@ pub(super) const ORIGIN: &str = "http://host";
 
 /// The most bytes read ahead of whoever consumes an answer.
 const READ_AHEAD: usize = 64 * 1024;
+
+/// How long a token lives that is signed for one call.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// How long a connection is kept for the next call: less than hosts keep theirs, so that none is used just as it is closed.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// What tokens are signed with, for whom, and in whose name.
 #[derive(Clone)]
@@ -59,6 +65,8 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(dial: Dial, signer: Option<Signer>) -> Self {
         let pool = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(16)
             .http1_max_buf_size(READ_AHEAD)
             .build(Dialer(Arc::clone(&dial)));

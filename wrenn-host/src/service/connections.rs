@@ -19,7 +19,7 @@ use super::listener::{Listener, Socket};
 use super::routes::Routes;
 use crate::{Connection, HostSecret};
 
-/// The most connections at once, tunnels included; more wait in the kernel's queue.
+/// The most connections at once; more wait in the kernel's queue. Tunnels have a number of their own.
 const MOST_CONNECTIONS: usize = 4096;
 /// How long a request's head may take; also how long a connection may idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);

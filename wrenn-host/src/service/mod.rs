@@ -159,7 +159,8 @@ impl HostService {
     /// destroyed or left, all within `limit`. The host is then to be closed.
     ///
     /// # Errors
-    /// Nothing fails as a whole: what could not be ended is returned, and is left as it is.
+    /// Nothing fails as a whole: what could not be ended is returned. What could not be paused is left running, for a later
+    /// service of the same host; what could not be destroyed is let go of.
     ///
     /// # Cancel safety
     /// A dropped future lets what is under way come to its end. The service takes no calls any more.

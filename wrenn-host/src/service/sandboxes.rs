@@ -24,6 +24,9 @@ pub(super) type Slot = Arc<RwLock<Option<Sandbox>>>;
 /// A slot, for whoever changes what is in it.
 pub(super) type Changing = OwnedRwLockWriteGuard<Option<Sandbox>>;
 
+/// How long it may take to leave running what could not be paused.
+const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+
 /// All of them.
 pub(super) struct Sandboxes {
     pub(super) host: Host,
@@ -235,6 +238,10 @@ impl Sandboxes {
     /// Ends the running ones as `policy` says, and lets go of all.
     pub(super) async fn shut_down(&self, policy: ShutdownPolicy, limit: Duration) -> Vec<ShutdownFailure> {
         let failures = self.host.shutdown(policy, limit).await;
+        if policy == ShutdownPolicy::PauseAll && !failures.is_empty() {
+            // To let go of what could not be paused would be to end it: it is left for a later host agent.
+            drop(self.host.shutdown(ShutdownPolicy::LeaveRunning, LEAVE_LIMIT).await);
+        }
         self.slots().clear();
         failures
     }

@@ -2,17 +2,27 @@
 //! seen to is forgotten.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use wrenn_core::{EventKind, Events, SandboxState};
 
 use super::sandboxes::Sandboxes;
 
+/// How often that is done at the least: calls for what is not there leave empty slots, and no event.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
 /// Follows what happens, until the service ends.
 pub(super) async fn tend(sandboxes: Weak<Sandboxes>, mut events: Events, ending: CancellationToken) {
+    let mut tidying = tokio::time::interval(TIDY_EVERY);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
+            _ = tidying.tick() => {
+                let Some(sandboxes) = sandboxes.upgrade() else { return };
+                sandboxes.tidy();
+                continue;
+            }
             () = ending.cancelled() => return,
         };
         let Some(sandboxes) = sandboxes.upgrade() else { return };
