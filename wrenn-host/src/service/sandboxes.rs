@@ -246,7 +246,13 @@ impl Sandboxes {
         failures
     }
 
+    /// Whether there is no such sandbox, once whatever is being done with it is done: what is kept of one that is destroyed
+    /// goes last.
     pub(super) async fn missing(&self, id: &SandboxId) -> Result<bool, ConnectError> {
+        let slot = self.slots().get(id).cloned();
+        if let Some(slot) = slot {
+            drop(slot.read().await);
+        }
         match self.get(id).await {
             Ok(_) => Ok(false),
             Err(error) if Reason::of(&error) == Reason::NoSuchSandbox => Ok(true),
