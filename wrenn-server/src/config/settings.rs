@@ -22,6 +22,8 @@ pub enum SignUp {
 /// All settings, each of which a flag, a variable of the environment or a key of the settings file gives.
 ///
 /// The key in the file is the flag's name with `_` for `-`.
+// Defaults stand in brackets, as command lines' helps have them.
+#[allow(rustdoc::broken_intra_doc_links)]
 #[derive(Debug, Clone, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 #[command(next_help_heading = "Settings")]
