@@ -126,6 +126,8 @@ async fn a_host_is_registered_told_to_drain_and_forgotten() {
     }
     assert_eq!(server.call(Method::DELETE, "/v1/hosts/one", &root, None).await.0, 204);
     refused(server.get("/v1/hosts/one", &root).await, 404, "not_found");
+    // It keeps the service.
+    drop(client);
     host.stop().await;
     server.stop().await;
 }
