@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["wrenn-base", "wrenn-vmm", "wrenn-pager", "wrenn-storage", "wrenn-net", "wrenn-agent-api"],
     ),
     ("wrenn-host", &["wrenn-base", "wrenn-agent-api", "wrenn-core"]),
-    ("wrenn-server", &["wrenn-base", "wrenn-agent-api", "wrenn-host"]),
+    ("wrenn-server", &["wrenn-base", "wrenn-agent-api", "wrenn-core", "wrenn-host"]),
     ("wrenn-cli", &["wrenn-core", "wrenn-host", "wrenn-server", "wrenn-agent-api"]),
     ("wrenn", &["wrenn-core", "wrenn-monitor", "wrenn-pager"]),
 ];

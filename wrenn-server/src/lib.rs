@@ -31,6 +31,7 @@ mod db;
 mod hosts;
 mod http;
 mod preview;
+pub mod program;
 mod reconcile;
 mod sandboxes;
 mod server;

@@ -2,42 +2,35 @@
 
 #![forbid(unsafe_code)]
 
+use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use wrenn_server::{SecretString, Server, ServerError, Settings};
+use wrenn_core::Host;
+use wrenn_server::program::{AddUser, Serve, ServeHost};
+use wrenn_server::{ServerError, Settings};
 
 /// The control plane of Wrenn: a multi-tenant HTTP API over hosts of sandboxes.
+///
+/// Each setting is a flag, a variable of the environment or of `.env`, or a key of a settings file; the first of these
+/// that has it wins. WRENN_LOG says what is logged, as `info` or `wrenn_server=debug`.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    settings: Settings,
+    command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve; what is done without a command too
-    Serve,
+    /// Serve the API, with a host in the process or with others
+    Serve(Box<Serve>),
+    /// Be a host for control planes
+    Host(Box<ServeHost>),
     /// Make a user with a team of their own, also where sign-up is closed
-    User {
-        /// The user's address
-        email: String,
-        /// The user's name
-        #[arg(long, default_value = "")]
-        name: String,
-        /// The user sees and drains hosts
-        #[arg(long)]
-        operator: bool,
-        /// The password
-        #[arg(long, env = "WRENN_PASSWORD", hide_env_values = true)]
-        password: SecretString,
-    },
+    User(Box<AddUser>),
 }
 
 fn main() -> ExitCode {
@@ -52,33 +45,32 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match runtime.block_on(run(arguments)) {
+    match runtime.block_on(run(arguments.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-async fn run(arguments: Arguments) -> Result<(), ServerError> {
-    let config = arguments.settings.resolve()?;
-    let listen = config.listen;
-    match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => {
-            let server = Server::open(config).await?;
-            let failed = |source| ServerError::Listen { place: listen.to_string(), source };
-            let listener = TcpListener::bind(listen).await.map_err(failed)?;
-            let mut end = signal(SignalKind::terminate()).map_err(failed)?;
-            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-            let stop = async move {
-                tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} }
-            };
-            server.serve(listener, stop).await
-        }
-        Command::User { email, name, operator, password } => {
-            let server = Server::open(config).await?;
-            println!("{}", server.create_user(&email, &name, &password, operator).await?);
+async fn run(command: Command) -> Result<(), ServerError> {
+    match command {
+        Command::Serve(serve) => serve.run(Host::builder(), told_to_stop()?).await,
+        Command::Host(host) => host.run(Host::builder(), told_to_stop()?).await,
+        Command::User(user) => {
+            println!("{}", user.run().await?);
             Ok(())
         }
     }
+}
+
+/// Ready when the process is told to stop.
+fn told_to_stop() -> Result<impl Future<Output = ()>, ServerError> {
+    let hear = |kind: SignalKind| -> Result<Signal, ServerError> {
+        signal(kind).map_err(|source| ServerError::Listen { place: "signals".to_owned(), source })
+    };
+    let (mut terminate, mut interrupt) = (hear(SignalKind::terminate())?, hear(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    })
 }
 
 /// Says what went wrong and because of what, in one line.

@@ -32,6 +32,9 @@ pub enum ServerError {
     /// The database cannot be used.
     #[error("the database cannot be used")]
     Database(#[from] DatabaseError),
+    /// The host in this process cannot be opened or closed.
+    #[error("the host in this process cannot be used")]
+    Host(#[source] Box<wrenn_core::Error>),
     /// Passwords cannot be hashed on this machine.
     #[error("passwords cannot be hashed: {reason}")]
     Passwords {
@@ -56,6 +59,13 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl ServerError {
+    /// A host in this process failed.
+    pub(crate) fn host(source: wrenn_core::Error) -> Self {
+        Self::Host(Box::new(source))
+    }
 }
 
 /// A control plane: its database is migrated and its routes are ready to be served.

@@ -21,7 +21,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         if !is_json(&parts) {
             return Err(Code::UnsupportedMediaType.because("the body is to be application/json"));
         }
-        let bytes = read(body, app.config.body_limit).await?;
+        let bytes = read(body, app).await?;
         parse(&bytes).map(Self)
     }
 }
@@ -34,7 +34,7 @@ impl<T: DeserializeOwned> FromRequest<App> for OptionalJson<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
         let (parts, body) = request.into_parts();
-        let bytes = read(body, app.config.body_limit).await?;
+        let bytes = read(body, app).await?;
         if bytes.is_empty() {
             return parse(b"{}").map(Self);
         }
@@ -51,9 +51,11 @@ fn is_json(parts: &Parts) -> bool {
     kind.eq_ignore_ascii_case("application/json")
 }
 
-/// Reads a whole body, if it is not larger than that.
-async fn read(body: Body, limit: usize) -> Result<bytes::Bytes, Error> {
-    match Limited::new(body, limit).collect().await {
+/// Reads a whole body, if it is not larger than it may be and comes in the time of a request.
+async fn read(body: Body, app: &App) -> Result<bytes::Bytes, Error> {
+    let (limit, time) = (app.config.body_limit, app.config.request_timeout);
+    let body = tokio::time::timeout(time, Limited::new(body, limit).collect()).await;
+    match body.map_err(|_| Code::Timeout.because("the body did not come in time"))? {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Code::BodyTooLarge.because(format!("the body is larger than {limit} bytes")))

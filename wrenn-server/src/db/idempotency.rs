@@ -46,6 +46,14 @@ pub(crate) async fn claim(
     Ok(if known.request_hash == request_hash { Claim::Made(known.resource) } else { Claim::Other })
 }
 
+/// Lets the key of a request that made nothing stand for nothing, so that it can be tried again.
+pub(crate) async fn release(executor: impl PgExecutor<'_>, team: Uuid, resource: &str) -> sqlx::Result<()> {
+    sqlx::query!("DELETE FROM idempotency_keys WHERE team_id = $1 AND resource = $2", team, resource)
+        .execute(executor)
+        .await?;
+    Ok(())
+}
+
 /// Forgets keys that are older than a day.
 pub(crate) async fn forget_old(executor: impl PgExecutor<'_>) -> sqlx::Result<()> {
     sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '1 day'")

@@ -199,9 +199,13 @@ async fn conclude(
         Ok(Err(error)) => (State::Failed, host_failed(&error)),
         Err(error) => (State::Failed, error),
     };
-    for row in rows {
+    for row in &rows {
         let settled = Settled { reason: Some(told.message.clone()), ..Settled::default() };
-        settle(app, &row, state, &settled).await?;
+        settle(app, row, state, &settled).await?;
+    }
+    if let (State::Failed, Some(first)) = (state, rows.first()) {
+        let all: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        db::idempotency::release(&app.db, first.team_id, &all.join(",")).await?;
     }
     Err(told)
 }

@@ -206,9 +206,9 @@ where
 pub(crate) async fn destroy(app: &App, member: &Member, id: &str) -> Result<(), Error> {
     let from = [State::Running, State::Paused, State::Missing];
     let begun = tokio::time::Instant::now();
-    let row = loop {
+    let (row, before) = loop {
         match begin(app, member.team, id, &from, State::Destroying).await {
-            Ok((row, _)) => break row,
+            Ok(begun) => break begun,
             Err(error) if error.code == Code::SandboxBusy && begun.elapsed() < PATIENCE => {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
@@ -231,7 +231,7 @@ pub(crate) async fn destroy(app: &App, member: &Member, id: &str) -> Result<(), 
         });
         let (state, reason, told) = match gone.await {
             Ok(()) => (State::Destroyed, REQUESTED.to_owned(), Ok(())),
-            Err(error) => (State::Missing, "it could not be removed".to_owned(), Err(error)),
+            Err(error) => (before, "it could not be removed".to_owned(), Err(error)),
         };
         settle(&app, &row, state, &Settled { reason: Some(reason), ..Settled::default() }).await?;
         told

@@ -3,8 +3,10 @@
 mod accounts;
 mod errors;
 mod faults;
+mod hosts;
 mod keys;
 mod routes;
 mod sandboxes;
 mod support;
+mod table;
 mod teams;

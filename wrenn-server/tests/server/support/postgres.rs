@@ -25,8 +25,11 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/postgres")
 }
 
+/// In the lab the machine's files cannot be written.
 fn directory() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres")
+    let in_lab = std::env::var_os("WRENN_IN_LAB").is_some();
+    let base = if in_lab { std::env::temp_dir() } else { env!("CARGO_TARGET_TMPDIR").into() };
+    base.join("wrenn-server-postgres")
 }
 
 #[expect(clippy::disallowed_methods, reason = "PostgreSQL is a program of its own")]
