@@ -49,7 +49,7 @@ json --data '{"command":"ls -l /root/file"}' "$sandbox/exec" | grep -q '"exit_co
 
 step "branch"
 child=$(json --data '{"count":1}' "$sandbox/branch" | field id)
-json --data '{"command":"cksum </root/file"}' "$url/v1/sandboxes/$child/exec"
+json --data '{"command":"wc -c </root/file"}' "$url/v1/sandboxes/$child/exec"
 echo
 
 step "delete"
