@@ -57,7 +57,7 @@ async fn unary(agent: &TestAgent, method: &str, request: &str) -> Answer {
 
 #[tokio::test]
 async fn a_start_stream_in_json() {
-    let (agent, _client) = TestAgent::claimed().await;
+    let (agent, _client) = TestAgent::with_empty_home().await;
     let request = r#"{"process":{"cmd":"/bin/bash","args":["-l","-c","echo hello"]},"stdin":false}"#;
     let envelopes = stream(&agent, "Start", request, &[]).await.envelopes();
     let pid = envelopes[0].1["event"]["start"]["pid"].as_u64().unwrap();
@@ -170,7 +170,7 @@ async fn unary_calls_in_json() {
 
 #[tokio::test]
 async fn a_terminal() {
-    let (agent, client) = TestAgent::claimed().await;
+    let (agent, client) = TestAgent::with_empty_home().await;
     let start = r#"{"process":{"cmd":"/bin/bash","args":["-i","-l"],"envs":{"TERM":"xterm-256color","LANG":"C.UTF-8",
         "LC_ALL":"C.UTF-8"}},"pty":{"size":{"cols":80,"rows":24}},"tag":"term"}"#;
     let dir = tempfile::tempdir().unwrap();

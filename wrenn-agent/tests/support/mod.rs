@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 use wrenn_agent_api::{AccessToken, AgentClient, Dial, Init, ProcessEvent, ProcessStream};
 
@@ -22,6 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct TestAgent {
     child: Child,
     pub(crate) address: SocketAddr,
+    home: Option<TempDir>,
 }
 
 impl TestAgent {
@@ -39,7 +41,7 @@ impl TestAgent {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on ").unwrap().parse().unwrap();
-        Self { child, address }
+        Self { child, address, home: None }
     }
 
     /// A client that has set its token.
@@ -47,6 +49,17 @@ impl TestAgent {
         let agent = Self::start();
         let client = agent.client("token-of-the-test");
         client.init(Init::default()).await.unwrap();
+        (agent, client)
+    }
+
+    /// As [`claimed`](Self::claimed), with an empty directory as every command's home: what login shells do is then no
+    /// affair of this machine's own profiles, which print, wait for each other, and read what was meant for the shell.
+    pub(crate) async fn with_empty_home() -> (Self, AgentClient) {
+        let mut agent = Self::start();
+        let client = agent.client("token-of-the-test");
+        let home = agent.home.insert(tempfile::tempdir().unwrap()).path();
+        let home = home.to_str().unwrap().to_owned();
+        client.init(Init::default().env([("HOME".to_owned(), home)])).await.unwrap();
         (agent, client)
     }
 
