@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{AccessTokens, Limits, Passwords};
 use crate::config::Config;
+use crate::e2b::E2b;
 use crate::hosts::Hosts;
 use crate::sandboxes::Agents;
 
@@ -25,6 +26,7 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) hosts: Hosts,
     pub(crate) agents: Agents,
+    pub(crate) e2b: E2b,
     /// What goes on when nobody waits for it any more. A server that stops waits for these.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the server is told to stop.

@@ -28,6 +28,7 @@ mod app;
 mod auth;
 mod config;
 mod db;
+mod e2b;
 mod hosts;
 mod http;
 mod preview;

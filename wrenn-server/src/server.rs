@@ -15,6 +15,7 @@ use crate::app::{App, Parts};
 use crate::auth::{AccessTokens, Limits, Passwords};
 use crate::config::{Config, ConfigError};
 use crate::db::{self, DatabaseError};
+use crate::e2b::{E2b, keep_appointments};
 use crate::hosts::{Hosts, IN_PROCESS, attend_to_all, is_host_name};
 use crate::sandboxes::Agents;
 use crate::{api, http};
@@ -72,7 +73,7 @@ impl ServerError {
 pub struct Server {
     app: App,
     /// What goes on beside the requests, until the server is dropped.
-    background: [AbortOnDropHandle<()>; 2],
+    background: [AbortOnDropHandle<()>; 3],
 }
 
 impl std::fmt::Debug for Server {
@@ -120,6 +121,7 @@ impl Server {
             limits: Limits::new(config.auth_attempts_per_minute),
             metrics: recorder(),
             agents: Agents::default(),
+            e2b: E2b::new(&config.jwt_secret),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             hosts,
@@ -128,7 +130,11 @@ impl Server {
             config,
         });
         register(&app).await?;
-        let background = [tokio::spawn(tidy(app.clone())), tokio::spawn(attend_to_all(app.clone()))];
+        let background = [
+            tokio::spawn(tidy(app.clone())),
+            tokio::spawn(attend_to_all(app.clone())),
+            tokio::spawn(keep_appointments(app.clone())),
+        ];
         Ok(Self { app, background: background.map(AbortOnDropHandle::new) })
     }
 

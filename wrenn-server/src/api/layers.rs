@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{Code, Error};
 use crate::app::App;
 use crate::config::Config;
-use crate::preview;
+use crate::{e2b, preview};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -41,6 +41,7 @@ pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
         ServiceBuilder::new()
             .layer(from_fn(observe))
             // Outside of all that follows: what a sandbox answers is its own.
+            .layer(from_fn_with_state(app.clone(), e2b::divert))
             .layer(from_fn_with_state(app.clone(), preview::divert))
             .layer(SetResponseHeaderLayer::if_not_present(
                 header::X_CONTENT_TYPE_OPTIONS,
@@ -96,7 +97,9 @@ fn known_method(method: &Method) -> &str {
 async fn hurry(State(app): State<App>, request: Request, next: Next) -> Response {
     let limit = app.config.request_timeout;
     let route = request.extensions().get::<MatchedPath>();
-    if route.is_some_and(|route| UNHURRIED.contains(&route.as_str())) {
+    if route.is_some_and(|route| {
+        UNHURRIED.iter().chain(e2b::UNHURRIED).any(|unhurried| *unhurried == route.as_str())
+    }) {
         return next.run(request).await;
     }
     match tokio::time::timeout(limit, next.run(request)).await {

@@ -1,7 +1,7 @@
 //! HTTP: the routes, what they have in common, and their description.
 
 mod error;
-mod extract;
+pub(crate) mod extract;
 mod layers;
 mod openapi;
 mod operations;
@@ -10,9 +10,9 @@ mod v1;
 use axum::Router;
 
 pub(crate) use self::error::{Code, Error};
-pub(crate) use self::v1::checked_account;
+pub(crate) use self::v1::{check_env, check_metadata, checked_account, idempotent, remove_snapshot};
 use crate::app::App;
-use crate::web;
+use crate::{e2b, web};
 
 /// Everything that is served.
 pub(crate) fn router(app: App) -> Router {
@@ -21,6 +21,7 @@ pub(crate) fn router(app: App) -> Router {
     let routes = routes
         .merge(openapi::routes(document))
         .merge(web::routes())
+        .merge(e2b::routes())
         .fallback(|| async { Code::NotFound.because("there is no such path") })
         .method_not_allowed_fallback(|| async {
             Code::MethodNotAllowed.because("the path exists, but not for this method")

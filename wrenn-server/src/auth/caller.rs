@@ -53,6 +53,8 @@ fn forwarded(headers: &HeaderMap, proxies: usize) -> Option<IpAddr> {
 pub(crate) enum Actor {
     User(Uuid),
     Key(Uuid),
+    /// The server itself.
+    System,
 }
 
 impl fmt::Display for Actor {
@@ -60,6 +62,7 @@ impl fmt::Display for Actor {
         match self {
             Self::User(id) => write!(f, "user:{id}"),
             Self::Key(id) => write!(f, "key:{id}"),
+            Self::System => f.write_str("system"),
         }
     }
 }
@@ -85,7 +88,7 @@ impl Member {
     pub(crate) fn user(&self) -> Option<Uuid> {
         match self.actor {
             Actor::User(user) => Some(user),
-            Actor::Key(_) => None,
+            Actor::Key(_) | Actor::System => None,
         }
     }
 

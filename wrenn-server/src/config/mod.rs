@@ -85,6 +85,8 @@ pub struct Config {
     pub host_ca: Option<PathBuf>,
     /// Previews are served for names below this one.
     pub domain: String,
+    /// The image that E2B's clients get where they name no template.
+    pub e2b_base: String,
     /// Who may sign up.
     pub sign_up: SignUp,
     /// How long an access token is good for.

@@ -64,6 +64,9 @@ pub struct Settings {
     /// Previews are served as PORT-SANDBOX.DOMAIN [localhost].
     #[arg(long, env = "WRENN_DOMAIN", value_name = "DOMAIN")]
     pub domain: Option<String>,
+    /// The image or snapshot that E2B's clients get who name no template, or E2B's own, `base` [debian].
+    #[arg(long, env = "WRENN_E2B_BASE", value_name = "IMAGE")]
+    pub e2b_base: Option<String>,
     /// Who may sign up [open].
     #[arg(long, env = "WRENN_SIGN_UP", value_name = "open|closed", value_enum)]
     pub sign_up: Option<SignUp>,
@@ -110,7 +113,7 @@ impl Settings {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         or_else!(self, other: config, listen, database_url, database_connections, jwt_secret, jwt_secret_file, dev, hosts, host_secret,
-            host_ca, domain, sign_up, access_token_seconds, refresh_token_days, cors_origins, body_limit, request_timeout,
+            host_ca, domain, e2b_base, sign_up, access_token_seconds, refresh_token_days, cors_origins, body_limit, request_timeout,
             header_timeout, connections, auth_attempts_per_minute, trusted_proxies, shutdown_grace)
     }
 
@@ -144,6 +147,7 @@ impl Settings {
             host_secret: settings.host_secret,
             host_ca: settings.host_ca,
             domain: domain(settings.domain)?,
+            e2b_base: e2b_base(settings.e2b_base)?,
             sign_up: settings.sign_up.unwrap_or(SignUp::Open),
             access_token_life: seconds("access_token_seconds", settings.access_token_seconds, 900, 86_400)?,
             refresh_token_life: Duration::from_secs(
@@ -228,6 +232,14 @@ fn domain(given: Option<String>) -> Result<String, ConfigError> {
     Ok(domain)
 }
 
+fn e2b_base(given: Option<String>) -> Result<String, ConfigError> {
+    let name = given.unwrap_or_else(|| "debian".to_owned());
+    match name.parse::<wrenn_base::ImageName>() {
+        Ok(_) => Ok(name),
+        Err(error) => Err(ConfigError::Invalid { name: "e2b_base", reason: error.to_string() }),
+    }
+}
+
 fn cors_origins(given: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
     let origins = given.unwrap_or_default();
     for origin in &origins {
@@ -288,6 +300,7 @@ mod tests {
         refused("domain", |s| s.domain = Some("a..b".to_owned()));
         refused("domain", |s| s.domain = Some("localhost:80".to_owned()));
         refused("cors_origins", |s| s.cors_origins = Some(vec!["https://a.b/c".to_owned()]));
+        refused("e2b_base", |s| s.e2b_base = Some("../x".to_owned()));
         refused("hosts", |s| s.hosts = Some(vec!["http://10.0.0.1:7070".to_owned()]));
         refused("connections", |s| s.connections = Some(0));
         refused("request_timeout", |s| s.request_timeout = Some(0));

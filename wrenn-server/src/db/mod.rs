@@ -4,6 +4,7 @@
 //! (`scripts/sqlx-prepare` writes it anew).
 
 pub(crate) mod audit;
+pub(crate) mod e2b;
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
 pub(crate) mod invitations;

@@ -4,14 +4,14 @@ use wrenn_base::SandboxId;
 
 /// A port of a sandbox, as a host name says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Name {
-    pub(super) port: u16,
-    pub(super) sandbox: SandboxId,
+pub(crate) struct Name {
+    pub(crate) port: u16,
+    pub(crate) sandbox: SandboxId,
 }
 
 impl Name {
     /// Reads `PORT-SANDBOX.DOMAIN`, with or without the port of the server itself. `None`: it is another kind of name.
-    pub(super) fn parse(host: &str, domain: &str) -> Option<Self> {
+    pub(crate) fn parse(host: &str, domain: &str) -> Option<Self> {
         let host = match host.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
             _ => host,

@@ -15,9 +15,6 @@ use super::is_upgrade;
 use crate::api::{Code, Error};
 use crate::app::App;
 
-/// How long a guest may take until it begins to answer.
-const HEAD_LIMIT: Duration = Duration::from_secs(300);
-
 /// What belongs to one connection and not to the message.
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
@@ -30,12 +27,13 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// Passes a request through a tunnel, and what comes of it back.
-pub(super) async fn pass(
+/// Passes a request through a tunnel, and what comes of it back, which has to begin within that time.
+pub(crate) async fn pass(
     app: &App,
     tunnel: Tunnel,
     mut request: Request,
     peer: Option<IpAddr>,
+    limit: Duration,
 ) -> Result<Response, Error> {
     let ours = hyper::upgrade::on(&mut request);
     let upgrade = request.headers().get(header::UPGRADE).cloned();
@@ -48,7 +46,7 @@ pub(super) async fn pass(
         hyper::client::conn::http1::handshake(TokioIo::new(tunnel)).await.map_err(broke)?;
     // It ends with the response's last byte, with the upgraded connection, or when the client is gone.
     tokio::spawn(connection.with_upgrades());
-    let response = tokio::time::timeout(HEAD_LIMIT, sender.send_request(request)).await;
+    let response = tokio::time::timeout(limit, sender.send_request(request)).await;
     let mut response = response
         .map_err(|_| Code::Timeout.because("what listens at that port did not answer"))?
         .map_err(broke)?;

@@ -32,6 +32,8 @@ pub(crate) struct NewSandbox {
     pub(crate) timeout: Timeout,
     pub(crate) egress: Option<Egress>,
     pub(crate) hostname: Option<String>,
+    /// A variable of the environment that is to hold the sandbox's id.
+    pub(crate) id_variable: Option<&'static str>,
 }
 
 /// What a template's name stands for.
@@ -132,10 +134,14 @@ pub(crate) async fn create(
     db::audit::record(&mut *transaction, Some(member.team), &actor, "sandbox.create", id.as_str(), &detail)
         .await?;
     transaction.commit().await?;
+    let mut env = new.env;
+    if let Some(name) = new.id_variable {
+        env.entry(name.to_owned()).or_insert_with(|| id.as_str().to_owned());
+    }
     let asked = CreateSandbox {
         vcpus: new.vcpus,
         memory: new.memory_mib.map(MiB),
-        env: new.env,
+        env,
         metadata: new.metadata,
         timeout: Some(new.timeout),
         egress: new.egress,

@@ -14,7 +14,7 @@ use wrenn_host::{HostClient, HostError, Reason, Timeout};
 
 pub(crate) use self::create::{Idempotent, NewSandbox, branch, create};
 pub(crate) use self::guest::{Agents, agent, agent_failed};
-pub(crate) use self::operate::{destroy, pause, resume, set_timeout, snapshot};
+pub(crate) use self::operate::{destroy, pause, resume, set_timeout, settled, snapshot};
 pub(crate) use self::state::State;
 use crate::api::{Code, Error};
 use crate::app::App;

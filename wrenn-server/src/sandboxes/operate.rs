@@ -271,6 +271,7 @@ pub(crate) async fn set_timeout(
         state => return Err(cannot(state, "it has to run or be paused for that")),
     };
     db::sandboxes::set_timeout(&app.db, id, millis, then, expires_at).await?;
+    db::e2b::forget_end(&app.db, id).await?;
     find(app, member.team, id).await
 }
 

@@ -1,6 +1,7 @@
 //! The server over real connections, with a real PostgreSQL.
 
 mod accounts;
+mod e2b;
 mod errors;
 mod faults;
 mod hosts;

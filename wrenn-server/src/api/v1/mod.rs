@@ -16,6 +16,9 @@ mod teams;
 use utoipa_axum::router::OpenApiRouter;
 
 pub(crate) use self::accounts::checked_account;
+pub(crate) use self::sandbox_types::{check_env, check_metadata};
+pub(crate) use self::sandboxes::idempotent;
+pub(crate) use self::snapshots::remove_named as remove_snapshot;
 use super::{Code, Error};
 use crate::app::App;
 use crate::auth::Member;

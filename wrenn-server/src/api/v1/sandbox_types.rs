@@ -246,6 +246,7 @@ impl NewSandbox {
             env: self.env,
             metadata: self.metadata,
             hostname: self.hostname,
+            id_variable: None,
         })
     }
 }
@@ -255,7 +256,7 @@ fn is_hostname(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.bytes().all(fine) && !text.starts_with('-') && !text.ends_with('-')
 }
 
-pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
     let total: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
     let fine = |name: &String, value: &String| {
         !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
@@ -268,7 +269,7 @@ pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Error> {
     let fine = |key: &String, value: &String| {
         (1..=128).contains(&key.len()) && value.len() <= 4096 && !key.contains('\0') && !value.contains('\0')
     };

@@ -117,7 +117,7 @@ async fn list(
 }
 
 /// The client's `Idempotency-Key`, if it sent one.
-pub(super) fn idempotent(
+pub(crate) fn idempotent(
     headers: &HeaderMap,
     kind: &str,
     request: &impl std::fmt::Debug,

@@ -144,12 +144,18 @@ async fn remove(
     member: Member,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Error> {
-    let row = find(&app, &member, &name).await?;
+    remove_named(&app, &member, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a snapshot of the caller's team.
+pub(crate) async fn remove_named(app: &App, member: &Member, name: &str) -> Result<(), Error> {
+    let row = find(app, member, name).await?;
     if !db::snapshots::set_state(&app.db, row.id, "ready", "deleting", None).await? {
         return Err(Code::SandboxBusy.because("something is being done with the snapshot").retry_after(1));
     }
-    super::record(&app, &member, "snapshot.delete", &name, serde_json::json!({})).await?;
-    let host = sandboxes::host_of(&app, &row.host).await?;
+    super::record(app, member, "snapshot.delete", name, serde_json::json!({})).await?;
+    let host = sandboxes::host_of(app, &row.host).await?;
     match host.delete_template(&sandboxes::template_name(row.id)).await {
         Ok(()) => {}
         Err(error) if error.reason() == Some(Reason::NoSuchTemplate) => {}
@@ -158,12 +164,12 @@ async fn remove(
             return Err(Code::SandboxBusy.because("sandboxes are being made of it").retry_after(1));
         }
         // The reconciler removes it once the host answers.
-        Err(error) if error.is_unreachable() => return Ok(StatusCode::NO_CONTENT),
+        Err(error) if error.is_unreachable() => return Ok(()),
         Err(error) => {
             db::snapshots::set_state(&app.db, row.id, "deleting", "ready", None).await?;
             return Err(sandboxes::host_failed(&error));
         }
     }
     db::snapshots::remove(&app.db, row.id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(())
 }

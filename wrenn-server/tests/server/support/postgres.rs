@@ -1,4 +1,4 @@
-//! One PostgreSQL for all tests that run at a time, and a database for each.
+//! A database for each test, of one PostgreSQL for all that run at a time; in the lab, of a PostgreSQL of its own.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,11 +25,16 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/postgres")
 }
 
-/// In the lab the machine's files cannot be written.
+fn in_lab() -> bool {
+    std::env::var_os("WRENN_IN_LAB").is_some()
+}
+
+/// In the lab the machine's files cannot be written, and what a test started ends with it: others cannot share it.
 fn directory() -> PathBuf {
-    let in_lab = std::env::var_os("WRENN_IN_LAB").is_some();
-    let base = if in_lab { std::env::temp_dir() } else { env!("CARGO_TARGET_TMPDIR").into() };
-    base.join("wrenn-server-postgres")
+    if in_lab() {
+        return std::env::temp_dir().join(format!("wrenn-server-postgres-{}", std::process::id()));
+    }
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("wrenn-server-postgres")
 }
 
 #[expect(clippy::disallowed_methods, reason = "PostgreSQL is a program of its own")]
@@ -97,6 +102,10 @@ impl Drop for Owned {
         run(Path::new("psql"), &["-X", "-q", "-c", &statement, &self.admin_url]);
         if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() {
             run(&script(), &["down", directory().to_str().unwrap()]);
+            if in_lab() {
+                let _ = std::fs::remove_dir_all(directory());
+                let _ = std::fs::remove_file(directory().with_extension("users"));
+            }
         }
     }
 }
