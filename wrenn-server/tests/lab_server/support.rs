@@ -98,8 +98,9 @@ pub(crate) struct Api {
     pub(crate) port: u16,
     client: reqwest::Client,
     pub(crate) token: String,
-    pub(crate) database: Database,
+    /// Ended before what it works with.
     _program: Program,
+    pub(crate) database: Database,
     _data: Option<Data>,
 }
 
@@ -127,7 +128,7 @@ impl Api {
         let environment = [("DATABASE_URL", database.url.as_str()), ("WRENN_JWT_SECRET", secret)];
         let program = Program::start(&arguments, &environment);
         let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        let mut api = Self { port, client, token: String::new(), database, _program: program, _data: data };
+        let mut api = Self { port, client, token: String::new(), _program: program, database, _data: data };
         eventually("the server is ready", async || {
             let ready = api.client.get(api.url("/ready")).send().await;
             ready.is_ok_and(|response| response.status() == 200)
