@@ -19,6 +19,9 @@ STATIC := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+cr
 # The static one, unless another is chosen (for example Firecracker).
 export WRENN_MONITOR ?= $(BUILT)/$(TARGET)/debug/wrenn-monitor
 
+# Where tests reach the server, which may be in the lab.
+SERVED_PORT := 18080
+
 .PHONY: help setup build image quickstart serve bench test test-programs lab fmt check clean-lab
 
 help:
@@ -74,7 +77,7 @@ test: image
 	@scripts/setup --test
 	@echo "==> Test: building"
 	@cargo nextest run --workspace --no-run
-	@lab/lab with -- $(MAKE) test-programs
+	@WRENN_LAB_FORWARD=$(SERVED_PORT) lab/lab with -- $(MAKE) test-programs
 	@echo "==> Test: examples in the documentation"
 	@cargo test --quiet --workspace --doc
 
@@ -84,6 +87,8 @@ test-programs:
 	@lab/tests.py
 	@echo "==> Test: everything ($(PROFILE) profile)"
 	@cargo nextest run --workspace --profile $(PROFILE)
+	@echo "==> Test: the server, served"
+	@WRENN_LAB_FORWARD=$(SERVED_PORT) tests/served.sh $(BUILT)/debug/wrenn
 	@echo "==> Test: nothing was left behind"
 	@if lab/own-kvm; then lab/left-behind; else lab/lab exec -- lab/left-behind; fi
 

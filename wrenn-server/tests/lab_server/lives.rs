@@ -74,9 +74,12 @@ async fn commands_take_bytes_and_give_bytes() {
     let slow = json!({"command": "sleep 60", "timeout_seconds": 1});
     let body = api.call(Method::POST, &path, Some(slow), 408).await;
     assert_eq!(body["error"]["code"], "command_timeout");
-    let missing = json!({"command": ["/no/such/program"]});
-    let (status, body) = api.answer(Method::POST, &path, Some(missing)).await;
-    assert!(status.is_client_error(), "{status} {body}");
+    for refused in
+        [json!({"command": ["/no/such/program"]}), json!({"command": "true", "user": "nobody-such"})]
+    {
+        let body = api.call(Method::POST, &path, Some(refused), 400).await;
+        assert_eq!(body["error"]["code"], "invalid_request");
+    }
     // Nothing of all this runs still.
     eventually("no command is left", async || {
         api.get(&format!("/v1/sandboxes/{id}/processes")).await["processes"] == json!([])
@@ -100,7 +103,10 @@ async fn files_are_moved_in_and_out_and_about() {
     let list = api.get(&format!("{files}/list?path=/root/deep&depth=2")).await;
     let paths: Vec<_> = list["files"].as_array().unwrap().iter().map(|file| text(&file["path"])).collect();
     assert_eq!(paths, ["/root/deep/er", "/root/deep/er/big"]);
-    api.call(Method::POST, &format!("{files}/mkdir"), Some(json!({"path": "/root/new"})), 201).await;
+    let new = json!({"path": "/root/new"});
+    api.call(Method::POST, &format!("{files}/mkdir"), Some(new.clone()), 201).await;
+    let body = api.call(Method::POST, &format!("{files}/mkdir"), Some(new), 409).await;
+    assert_eq!(body["error"]["code"], "conflict");
     let rename = json!({"from": "/root/deep/er/big", "to": "/root/new/big"});
     api.call(Method::POST, &format!("{files}/rename"), Some(rename), 200).await;
     api.call(Method::DELETE, &format!("{files}?path=/root/deep"), None, 204).await;

@@ -1,6 +1,5 @@
 //! The server's program with guests: sandboxes as clients of its API have them.
 
-mod e2b;
 mod faults;
 mod lives;
 #[allow(dead_code, reason = "the other program of tests uses all of it")]
