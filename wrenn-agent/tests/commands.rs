@@ -311,7 +311,7 @@ async fn what_cannot_run_says_why() {
         }
     }
     let error = refused(Command::new("true").user("no-such-user")).await;
-    assert!(matches!(error, AgentError::Unauthenticated { .. }), "{error:?}");
+    assert!(matches!(error, AgentError::UnknownUser { .. }), "{error:?}");
     // None of it left a process behind.
     assert_eq!(client.list().await.unwrap().len(), 0);
 }

@@ -140,7 +140,7 @@ async fn what_cannot_be_read_or_written_says_why() {
     assert!(matches!(write(at(&"n".repeat(256))).await, AgentError::InvalidArgument { .. }));
     let nobody = GuestPath::new(at("x")).user("no-such-user");
     let error = client.write_file(nobody, "x").await.unwrap_err();
-    assert!(matches!(error, AgentError::Unauthenticated { .. }), "{error:?}");
+    assert!(matches!(error, AgentError::UnknownUser { .. }), "{error:?}");
     assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "old");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }

@@ -45,7 +45,7 @@ async fn a_host_sees_and_changes_the_tree() {
     let error = client.make_dir(at("new")).await.unwrap_err();
     assert!(matches!(&error, AgentError::Failed { code, .. } if code == "already_exists"), "{error:?}");
     let error = client.stat(GuestPath::new("/").user("no-such-user")).await.unwrap_err();
-    assert!(matches!(error, AgentError::Unauthenticated { .. }), "{error:?}");
+    assert!(matches!(error, AgentError::UnknownUser { .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -44,9 +44,17 @@ pub enum AgentError {
     /// The command ran into its own time limit; the agent killed it.
     #[error("the command did not end within its time limit and was killed")]
     CommandTimeout,
-    /// The agent refuses the access token, or does not know the user that the call names.
+    /// The agent refuses the access token.
     #[error("the agent refused {call}: {message}")]
     Unauthenticated {
+        /// The call.
+        call: &'static str,
+        /// The agent's words.
+        message: String,
+    },
+    /// The guest has no user of the name that the call gives.
+    #[error("{call}: {message}")]
+    UnknownUser {
         /// The call.
         call: &'static str,
         /// The agent's words.
@@ -115,11 +123,20 @@ impl AgentError {
         Self::Protocol { call, what: what.into() }
     }
 
+    /// One code for two things, as E2B's clients expect it: a wrong token and a wrong user differ by their texts.
+    fn unauthenticated(call: &'static str, message: String) -> Self {
+        if message.starts_with("unknown user") {
+            Self::UnknownUser { call, message }
+        } else {
+            Self::Unauthenticated { call, message }
+        }
+    }
+
     /// An error that the agent answered in the Connect protocol.
     pub(super) fn from_connect(call: &'static str, error: &ConnectError) -> Self {
         let message = tame(error.message.as_deref().unwrap_or(error.code.as_str()));
         match error.code {
-            ErrorCode::Unauthenticated => Self::Unauthenticated { call, message },
+            ErrorCode::Unauthenticated => Self::unauthenticated(call, message),
             ErrorCode::NotFound => Self::NotFound { call, message },
             ErrorCode::InvalidArgument => Self::InvalidArgument { call, message },
             code => Self::Failed { call, code: code.as_str().into(), message },
@@ -133,7 +150,7 @@ impl AgentError {
             Err(_) => return Self::protocol(call, format!("HTTP {status} without an error body")),
         };
         match status {
-            StatusCode::UNAUTHORIZED => Self::Unauthenticated { call, message },
+            StatusCode::UNAUTHORIZED => Self::unauthenticated(call, message),
             StatusCode::NOT_FOUND => Self::NotFound { call, message },
             StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE => {
                 Self::InvalidArgument { call, message }

@@ -27,7 +27,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// [`AgentError::InvalidArgument`] if the program or the working directory is not there or not usable;
-    /// [`AgentError::Unauthenticated`] for an unknown user.
+    /// [`AgentError::UnknownUser`] for an unknown user.
     pub async fn start(&self, mut command: Command) -> Result<ProcessStream, AgentError> {
         const CALL: &str = "starting a command";
         let mut options = CallOptions::default().with_header(KEEPALIVE_HEADER, KEEPALIVE_SECONDS);

@@ -26,7 +26,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
-/// A JSON body, or none at all, which is as good as `{}`.
+/// A JSON body, or none at all or null, which are as good as `{}`.
 pub(crate) struct OptionalJson<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequest<App> for OptionalJson<T> {
@@ -35,13 +35,10 @@ impl<T: DeserializeOwned> FromRequest<App> for OptionalJson<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
         let (parts, body) = request.into_parts();
         let bytes = read(body, app).await?;
-        if bytes.is_empty() {
-            return parse(b"{}").map(Self);
-        }
-        if !is_json(&parts) {
+        if !bytes.is_empty() && !is_json(&parts) {
             return Err(Code::UnsupportedMediaType.because("the body is to be application/json"));
         }
-        parse(&bytes).map(Self)
+        if bytes.is_empty() || bytes.trim_ascii() == b"null" { parse(b"{}") } else { parse(&bytes) }.map(Self)
     }
 }
 

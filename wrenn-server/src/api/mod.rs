@@ -6,6 +6,7 @@ mod layers;
 mod openapi;
 mod operations;
 mod v1;
+mod whole;
 
 use axum::Router;
 

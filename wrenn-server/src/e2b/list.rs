@@ -18,7 +18,7 @@ use crate::api::check_metadata;
 use crate::app::App;
 use crate::auth::Member;
 use crate::db;
-use crate::sandboxes::State;
+use crate::sandboxes::{State, cursor_after, read_cursor};
 
 /// Where the next page begins; left out on the last one.
 const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
@@ -87,13 +87,7 @@ impl Filter {
 
     fn after(&self) -> Result<Option<(OffsetDateTime, String)>, Error> {
         let Some(token) = &self.next_token else { return Ok(None) };
-        let place = token.split_once('_').and_then(|(at, id)| {
-            let at = OffsetDateTime::from_unix_timestamp_nanos(at.parse::<i128>().ok()?.checked_mul(1000)?)
-                .ok()?;
-            let id = id.parse::<wrenn_base::SandboxId>().ok()?;
-            Some((at, id.as_str().to_owned()))
-        });
-        place.map(Some).ok_or_else(|| Error::bad_request("nextToken: this is none"))
+        read_cursor(token).map(Some).ok_or_else(|| Error::bad_request("nextToken: this is none"))
     }
 
     fn limit(&self) -> Result<i64, Error> {
@@ -102,12 +96,6 @@ impl Filter {
             _ => Err(Error::bad_request(format!("limit: from 1 to {MOST}"))),
         }
     }
-}
-
-fn token_after(row: &db::sandboxes::Sandbox) -> Option<HeaderValue> {
-    // The database has microseconds.
-    let at = row.created_at.unix_timestamp_nanos() / 1000;
-    HeaderValue::from_str(&format!("{at}_{}", row.id)).ok()
 }
 
 /// A team's sandboxes, the newest first where nothing else is asked for.
@@ -120,7 +108,7 @@ pub(super) async fn list(
     let (mut rows, mut headers) = (rows(&app, &member, &filter, limit + 1).await?, HeaderMap::new());
     if i64::try_from(rows.len()).unwrap_or(i64::MAX) > limit {
         rows.pop();
-        if let Some(token) = rows.last().and_then(token_after) {
+        if let Some(token) = rows.last().and_then(|row| HeaderValue::from_str(&cursor_after(row)).ok()) {
             headers.insert(NEXT_TOKEN, token);
         }
     }

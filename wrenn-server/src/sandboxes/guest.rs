@@ -63,12 +63,17 @@ pub(crate) async fn agent_of(app: &App, row: &Sandbox) -> Result<AgentClient, Er
 pub(crate) fn agent_failed(app: &App, sandbox: &str, error: &AgentError) -> Error {
     match error {
         AgentError::NotFound { message, .. } => Code::NotFound.because(message.clone()),
-        AgentError::InvalidArgument { message, .. } => Code::InvalidRequest.because(message.clone()),
+        AgentError::InvalidArgument { message, .. } | AgentError::UnknownUser { message, .. } => {
+            Code::InvalidRequest.because(message.clone())
+        }
         AgentError::NoSpace { message, .. } => Code::GuestDiskFull.because(message.clone()),
         AgentError::CommandTimeout => {
             Code::CommandTimeout.because("the command did not end in time and was killed")
         }
-        AgentError::Failed { message, .. } => Code::GuestFailed.because(message.clone()),
+        AgentError::Failed { code, message, .. } => {
+            let conflict = matches!(code.as_str(), "already_exists" | "failed_precondition");
+            if conflict { Code::Conflict } else { Code::GuestFailed }.because(message.clone())
+        }
         AgentError::Upload { .. } => Code::InvalidRequest.because("the body ended before its end"),
         error => {
             tracing::warn!(sandbox, %error, "a guest's agent does not answer as it should");

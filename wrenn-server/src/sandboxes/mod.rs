@@ -4,6 +4,7 @@
 //! the task prolongs its lease on the rows; see [`State`].
 
 mod create;
+mod cursor;
 mod guest;
 mod operate;
 mod state;
@@ -13,6 +14,7 @@ use wrenn_base::{SandboxId, TemplateName};
 use wrenn_host::{HostClient, HostError, Reason, Timeout};
 
 pub(crate) use self::create::{Idempotent, NewSandbox, branch, create};
+pub(crate) use self::cursor::{cursor_after, read_cursor};
 pub(crate) use self::guest::{Agents, agent, agent_failed};
 pub(crate) use self::operate::{destroy, pause, resume, set_timeout, settled, snapshot};
 pub(crate) use self::state::State;

@@ -16,7 +16,7 @@ use wrenn_agent_api::{AgentClient, AgentError, Command, ProcessEvent, Signal};
 use super::exec_lines;
 use super::sandbox_types::check_env;
 use crate::api::extract::{Json, Path, Query};
-use crate::api::{Code, Error};
+use crate::api::{Code, Error, whole};
 use crate::app::App;
 use crate::auth::Member;
 use crate::sandboxes::{agent, agent_failed};
@@ -45,8 +45,10 @@ pub(super) struct Exec {
     /// A line for the shell, or a program with its arguments.
     command: Line,
     /// Where; the home of its user where not set.
+    #[schema(min_length = 1, max_length = 4096, pattern = r"^[^\x00]+$")]
     cwd: Option<String>,
     /// Who; the sandbox's own where not set.
+    #[schema(pattern = "^[A-Za-z0-9_.$-]{1,64}$")]
     user: Option<String>,
     /// Beside what the sandbox has.
     #[serde(default)]
@@ -58,6 +60,7 @@ pub(super) struct Exec {
     pub(super) encoding: Encoding,
     /// It is killed after so long; 60 where not set.
     #[schema(minimum = 1, maximum = 3600)]
+    #[serde(default, deserialize_with = "whole::option")]
     timeout_seconds: Option<u32>,
 }
 
@@ -79,6 +82,7 @@ impl Exec {
 /// A line for the shell, or a program with its arguments.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = CommandLine)]
 pub(super) enum Line {
     #[schema(example = "echo hello")]
     Shell(String),

@@ -36,9 +36,10 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 #[into_params(parameter_in = Query)]
 struct At {
     /// Absolute, or from its user's home on.
-    #[param(example = "/root/hello.txt", max_length = 4096)]
+    #[param(example = "/root/hello.txt", min_length = 1, max_length = 4096, pattern = r"^[^\x00]+$")]
     path: String,
     /// Whose home, and whose the file is to be; the sandbox's own where not set.
+    #[param(pattern = "^[A-Za-z0-9_.$-]{1,64}$")]
     user: Option<String>,
 }
 
@@ -199,9 +200,10 @@ async fn remove(
 #[into_params(parameter_in = Query)]
 struct Below {
     /// The directory.
-    #[param(example = "/root", max_length = 4096)]
+    #[param(example = "/root", min_length = 1, max_length = 4096, pattern = r"^[^\x00]+$")]
     path: String,
     /// Whose home a relative path begins at.
+    #[param(pattern = "^[A-Za-z0-9_.$-]{1,64}$")]
     user: Option<String>,
     /// How far down.
     #[param(minimum = 1, maximum = 16, default = 1)]
@@ -245,9 +247,10 @@ async fn stat(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewDirectory {
-    #[schema(max_length = 4096)]
+    #[schema(min_length = 1, max_length = 4096, pattern = r"^[^\x00]+$")]
     path: String,
     /// Whose it is to be; the sandbox's own where not set.
+    #[schema(pattern = "^[A-Za-z0-9_.$-]{1,64}$")]
     user: Option<String>,
 }
 
@@ -269,11 +272,12 @@ async fn make_dir(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Rename {
-    #[schema(max_length = 4096)]
+    #[schema(min_length = 1, max_length = 4096, pattern = r"^[^\x00]+$")]
     from: String,
-    #[schema(max_length = 4096)]
+    #[schema(min_length = 1, max_length = 4096, pattern = r"^[^\x00]+$")]
     to: String,
     /// Whose home relative paths begin at.
+    #[schema(pattern = "^[A-Za-z0-9_.$-]{1,64}$")]
     user: Option<String>,
 }
 

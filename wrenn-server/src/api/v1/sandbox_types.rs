@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use wrenn_host::Timeout;
 
-use crate::api::{Code, Error};
+use crate::api::{Code, Error, whole};
 use crate::app::App;
 use crate::db;
 use crate::sandboxes::{self, State};
@@ -98,9 +98,11 @@ pub(super) struct NewSandbox {
     template: String,
     /// 1 where not set. A snapshot has its own.
     #[schema(minimum = 1, maximum = 32)]
+    #[serde(default, deserialize_with = "whole::option")]
     vcpus: Option<u8>,
     /// 256 where not set. A snapshot has its own.
     #[schema(minimum = 80, maximum = 131_072)]
+    #[serde(default, deserialize_with = "whole::option")]
     memory_mib: Option<u32>,
     /// Variables in the environment of every command.
     #[serde(default)]
@@ -110,10 +112,11 @@ pub(super) struct NewSandbox {
     metadata: BTreeMap<String, String>,
     /// How long it may be idle, in seconds: 300 where not set; 0: for ever.
     #[schema(maximum = 2_592_000)]
+    #[serde(default, deserialize_with = "whole::option")]
     timeout_seconds: Option<u32>,
     on_timeout: Option<OnTimeout>,
     egress: Option<Egress>,
-    #[schema(max_length = 63)]
+    #[schema(pattern = "^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")]
     hostname: Option<String>,
 }
 
@@ -123,6 +126,7 @@ pub(super) struct NewSandbox {
 pub(super) struct NewTimeout {
     /// 300 where not set; 0: for ever.
     #[schema(maximum = 2_592_000)]
+    #[serde(default, deserialize_with = "whole::option")]
     timeout_seconds: Option<u32>,
     on_timeout: Option<OnTimeout>,
 }
@@ -286,6 +290,7 @@ pub(crate) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), 
 pub(super) struct Resume {
     /// The timeout from now on, in seconds; as it was where neither this nor `on_timeout` is set.
     #[schema(maximum = 2_592_000)]
+    #[serde(default, deserialize_with = "whole::option")]
     timeout_seconds: Option<u32>,
     on_timeout: Option<OnTimeout>,
 }
@@ -302,6 +307,7 @@ pub(super) struct NewBranches {
     pub(super) metadata: BTreeMap<String, String>,
     /// In seconds; as the sandbox itself where neither this nor `on_timeout` is set.
     #[schema(maximum = 2_592_000)]
+    #[serde(default, deserialize_with = "whole::option")]
     timeout_seconds: Option<u32>,
     on_timeout: Option<OnTimeout>,
 }

@@ -5,7 +5,6 @@ use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -17,7 +16,7 @@ use crate::api::{Code, Error};
 use crate::app::App;
 use crate::auth::Member;
 use crate::db;
-use crate::sandboxes::{self, Idempotent, State};
+use crate::sandboxes::{self, Idempotent, State, cursor_after, read_cursor};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -40,6 +39,7 @@ struct Filter {
     #[param(example = "{\"user\":\"ada\"}")]
     metadata: Option<String>,
     /// Where the last page ended.
+    #[param(pattern = "^[0-9]{1,16}_[a-z0-9]{16}$")]
     cursor: Option<String>,
     /// At most so many.
     #[param(minimum = 1, maximum = 100, default = 50)]
@@ -75,18 +75,8 @@ impl Filter {
     /// The place in the order that a cursor stands for: a time and an id.
     fn after(&self) -> Result<Option<(OffsetDateTime, String)>, Error> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
-        let place = cursor.split_once('_').and_then(|(at, id)| {
-            let at = OffsetDateTime::parse(at, &Rfc3339).ok()?;
-            let id = id.parse::<wrenn_base::SandboxId>().ok()?;
-            Some((at, id.as_str().to_owned()))
-        });
-        place.map(Some).ok_or_else(|| Code::InvalidRequest.because("cursor: this is none"))
+        read_cursor(cursor).map(Some).ok_or_else(|| Code::InvalidRequest.because("cursor: this is none"))
     }
-}
-
-fn cursor_after(row: &db::sandboxes::Sandbox) -> Option<String> {
-    let at = row.created_at.to_offset(time::UtcOffset::UTC).format(&Rfc3339).ok()?;
-    Some(format!("{at}_{}", row.id))
 }
 
 /// The team's sandboxes, the newest first
@@ -111,7 +101,7 @@ async fn list(
     if more {
         rows.pop();
     }
-    let next_cursor = rows.last().filter(|_| more).and_then(cursor_after);
+    let next_cursor = rows.last().filter(|_| more).map(cursor_after);
     let sandboxes = rows.into_iter().map(|row| Sandbox::new(&app, row)).collect();
     Ok(Reply(SandboxList { sandboxes, next_cursor }))
 }
@@ -134,7 +124,7 @@ pub(crate) fn idempotent(
 /// Answers once its guest runs. With an `Idempotency-Key` the same request makes one sandbox, however often it is sent
 /// within a day.
 #[utoipa::path(post, path = "/v1/sandboxes", tag = "sandboxes", request_body = NewSandbox,
-    params(("Idempotency-Key" = Option<String>, Header, max_length = 255)),
+    params(("Idempotency-Key" = Option<String>, Header, pattern = "^[!-~]{1,255}$")),
     responses((status = CREATED, body = Sandbox)))]
 async fn create(
     Shared(app): Shared<App>,
@@ -200,7 +190,7 @@ async fn resume(
 
 /// Make sandboxes that go on where a running one is, which runs on itself
 #[utoipa::path(post, path = "/v1/sandboxes/{sandbox}/branch", tag = "sandboxes",
-    params(("sandbox" = String, Path), ("Idempotency-Key" = Option<String>, Header, max_length = 255)),
+    params(("sandbox" = String, Path), ("Idempotency-Key" = Option<String>, Header, pattern = "^[!-~]{1,255}$")),
     request_body = Option<NewBranches>, responses((status = CREATED, body = Branches)))]
 async fn branch(
     Shared(app): Shared<App>,

@@ -64,6 +64,7 @@ struct NewSnapshot {
 #[into_params(parameter_in = Query)]
 struct Page {
     /// Where the last page ended.
+    #[param(pattern = "^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
     cursor: Option<String>,
     /// At most so many.
     #[param(minimum = 1, maximum = 100, default = 50)]

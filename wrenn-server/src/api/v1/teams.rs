@@ -52,7 +52,11 @@ struct TeamList {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TeamName {
-    #[schema(min_length = 1, max_length = 100)]
+    #[schema(
+        min_length = 1,
+        max_length = 100,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     name: String,
 }
 
@@ -75,6 +79,20 @@ struct MemberList {
 #[serde(deny_unknown_fields)]
 struct NewRole {
     role: Role,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewInvitation {
+    role: Invited,
+}
+
+/// Nobody is invited as an owner.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Invited {
+    Member,
+    Admin,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -237,19 +255,23 @@ async fn invitations(State(app): State<App>, OfTeam(member): OfTeam) -> Result<R
 
 /// Make a code that lets whoever has it join the team, once, for a week
 #[utoipa::path(post, path = "/v1/teams/{team}/invitations", tag = "teams", params(("team" = Uuid, Path)),
-    request_body = NewRole, responses((status = CREATED, body = Invitation)))]
+    request_body = NewInvitation, responses((status = CREATED, body = Invitation)))]
 async fn invite(
     State(app): State<App>,
     OfTeam(member): OfTeam,
-    Json(new): Json<NewRole>,
+    Json(new): Json<NewInvitation>,
 ) -> Result<(StatusCode, Reply<Invitation>), Error> {
-    member.needs(if new.role == Role::Member { Role::Admin } else { Role::Owner })?;
-    let Some(user) = member.user().filter(|_| new.role != Role::Owner) else {
-        return Err(Code::InvalidRequest.because("role: invitations are for members and admins"));
+    let (role, needed) = match new.role {
+        Invited::Member => (Role::Member, Role::Admin),
+        Invited::Admin => (Role::Admin, Role::Owner),
+    };
+    member.needs(needed)?;
+    let Some(user) = member.user() else {
+        return Err(Code::Forbidden.because("invitations are users' to make, not keys'"));
     };
     let code = SecretText::random("wri_");
-    let made = db::invitations::create(&app.db, member.team, new.role, &code.hash, user).await?;
-    let detail = serde_json::json!({ "role": new.role });
+    let made = db::invitations::create(&app.db, member.team, role, &code.hash, user).await?;
+    let detail = serde_json::json!({ "role": role });
     super::record(&app, &member, "invitation.create", &made.id.to_string(), detail).await?;
     Ok((StatusCode::CREATED, Reply(Invitation::with_code(made, Some(code.text)))))
 }
