@@ -12,6 +12,8 @@ mod token;
 
 #[cfg(feature = "client")]
 mod client;
+#[cfg(feature = "client")]
+pub mod transport;
 
 #[cfg(feature = "client")]
 pub use client::{

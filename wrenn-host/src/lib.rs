@@ -16,7 +16,6 @@
 //! socket's permissions say who may connect. `/health` answers everybody.
 #![forbid(unsafe_code)]
 
-mod connection;
 #[cfg_attr(all(), allow(dead_code, reason = "one side writes, the other reads"))]
 mod reason;
 mod token;
@@ -32,7 +31,6 @@ mod service;
 pub use client::{
     BadEndpoint, ClientTls, HostClient, HostClientBuilder, HostError, SandboxEvents, Tunnel, WatchEvent,
 };
-pub use connection::Connection;
 pub use reason::Reason;
 #[cfg(feature = "service")]
 pub use service::{BadTls, HostService, Listener, MutualTls, ServerTls};
@@ -42,6 +40,8 @@ pub use types::{
     Protocol, SandboxEvent, SandboxRecord, SandboxState, Source, Stats, TakenSnapshot, TemplateRecord,
     Timeout,
 };
+
+pub use wrenn_agent_api::transport::Connection;
 
 /// What a tunnel's request asks to be upgraded to.
 pub const TUNNEL_PROTOCOL: &str = "wrenn-tunnel";

@@ -6,8 +6,7 @@ use connectrpc::{ConnectError, ErrorCode};
 use hyper::StatusCode;
 
 use crate::http::ErrorBody;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+use crate::transport::BoxError;
 
 /// A call to the agent that failed.
 ///

@@ -10,9 +10,10 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RANGE};
 use hyper::{Method, Request, StatusCode};
 
-use super::transport::{BoxError, RequestBody, WatchedBody};
+use super::transport::RequestBody;
 use super::{AgentClient, AgentError, ORIGIN};
 use crate::http::FileEntry;
+use crate::transport::{BoxError, WatchedBody};
 
 /// Where a file is in the guest, and on whose behalf it is touched.
 ///

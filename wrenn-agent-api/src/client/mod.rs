@@ -23,7 +23,6 @@ use connectrpc::{CompressionRegistry, ConnectError};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use command::{Command, ProcessInfo, Selector, Signal, TerminalSize};
 pub use error::AgentError;
@@ -35,7 +34,8 @@ pub use tree::{FileInfo, FileKind};
 pub use watch::{FileEvent, FileEventKind, WatchOptions, WatchStream};
 
 use crate::AccessToken;
-use transport::{AnyDial, Connections, RequestBody, Stream, Transport, WatchedBody};
+use crate::transport::{Connection, WatchedBody};
+use transport::{Connections, RequestBody, Transport};
 
 /// The authority in request lines: it leads nowhere, the dial closure decides.
 const ORIGIN: &str = "http://agent";
@@ -96,13 +96,10 @@ impl AgentClient {
     where
         D: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = io::Result<S>> + Send + 'static,
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Connection,
     {
-        let dial: AnyDial = Arc::new(move || {
-            let connected = dial();
-            Box::pin(async move { Ok(Box::new(connected.await?) as Box<dyn Stream>) })
-        });
-        Self { connections: Arc::new(Connections::new(dial)), token, limit: Duration::from_secs(30) }
+        let connections = Connections::new(crate::transport::dial(dial));
+        Self { connections: Arc::new(connections), token, limit: Duration::from_secs(30) }
     }
 
     /// The same client with another time limit for each call (default: 30 s).

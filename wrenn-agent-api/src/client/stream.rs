@@ -7,9 +7,10 @@ use connectrpc::client::ServerStream;
 use connectrpc::{ConnectError, ErrorCode};
 
 use super::AgentError;
-use super::transport::{Transport, WatchedBody};
+use super::transport::Transport;
 use crate::proto::process as pb;
 use crate::proto::process::__buffa::oneof;
+use crate::transport::WatchedBody;
 
 /// One event in a command's life.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,12 +6,13 @@ use hyper::header::AUTHORIZATION;
 use super::files::GuestPath;
 use super::process::KEEPALIVE_SECONDS;
 use super::stream::fault;
-use super::transport::{Transport, WatchedBody};
+use super::transport::Transport;
 use super::tree::{FileInfo, one};
 use super::{AgentClient, AgentError, basic, config};
 use crate::KEEPALIVE_HEADER;
 use crate::proto::filesystem as pb;
 use crate::proto::filesystem::__buffa::oneof::watch_dir_response::Event;
+use crate::transport::WatchedBody;
 
 /// How a directory is to be watched. Nothing of it, where nothing is said.
 #[derive(Debug, Clone, Copy, Default)]

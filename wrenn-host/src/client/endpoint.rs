@@ -4,20 +4,18 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use wrenn_agent_api::transport::{self, Connection, Dial};
 
-use crate::Connection;
-
-/// Makes a connection to a host; called for each new one.
-pub(super) type Dial =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> + Send>> + Send + Sync>;
+/// How long a connection may take to be made. A machine that is off says nothing, and its calls are to be known as unsent.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// An address, a certificate or a key that a host cannot be reached with.
 #[derive(Debug, thiserror::Error)]
@@ -112,16 +110,16 @@ impl Place {
     }
 }
 
-/// Wraps a closure that connects, whatever it connects to.
+/// Wraps a closure that connects, whatever it connects to, and gives it its limit.
 pub(super) fn dial<D, F, S>(connect: D) -> Dial
 where
     D: Fn() -> F + Send + Sync + 'static,
     F: Future<Output = io::Result<S>> + Send + 'static,
     S: Connection,
 {
-    Arc::new(move || {
-        let connected = connect();
-        Box::pin(async move { Ok(Box::new(connected.await?) as Box<dyn Connection>) })
+    transport::dial(move || {
+        let connected = tokio::time::timeout(CONNECT_LIMIT, connect());
+        async move { connected.await.map_err(|_| io::ErrorKind::TimedOut)? }
     })
 }
 

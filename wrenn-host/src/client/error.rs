@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use connectrpc::ConnectError;
+use wrenn_agent_api::transport::BoxError;
 
 use crate::{Malformed, Reason};
-
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// A call to a host that failed.
 #[derive(Debug, thiserror::Error)]

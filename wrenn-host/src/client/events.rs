@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use connectrpc::client::ServerStream;
+use wrenn_agent_api::transport::WatchedBody;
 
-use super::transport::{Transport, WatchedBody};
+use super::transport::Transport;
 use super::{HostClient, HostError, config};
 use crate::pb;
 use crate::types::SandboxEvent;

@@ -13,10 +13,11 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use wrenn_agent_api::transport::{BoxError, describe};
 use wrenn_agent_api::{AGENT_PORT, AccessToken, AgentClient};
 use wrenn_base::SandboxId;
 
-use super::transport::{Link, describe};
+use super::transport::Link;
 use super::{HostClient, HostError};
 use crate::TUNNEL_PROTOCOL;
 
@@ -70,7 +71,7 @@ impl HostClient {
 }
 
 async fn open(link: &Link, sandbox: &SandboxId, port: u16) -> Result<Tunnel, HostError> {
-    let unreachable = |source: super::error::BoxError| HostError::Unreachable { call: CALL, source };
+    let unreachable = |source: BoxError| HostError::Unreachable { call: CALL, source };
     let broken = |e: hyper::Error| HostError::Disconnected { call: CALL, source: describe(&e).into() };
     let socket = (link.dial)().await.map_err(|e| unreachable(e.into()))?;
     let (mut sender, connection) =
