@@ -141,6 +141,8 @@ pub(crate) async fn miss(
 pub(crate) struct Need<'a> {
     pub(crate) image: &'a str,
     pub(crate) memory_mib: i64,
+    /// Not on these.
+    pub(crate) except: &'a [String],
 }
 
 /// The host with the most free memory, and of equals with the fewest vCPUs committed, that has the image and is not
@@ -154,12 +156,13 @@ pub(crate) async fn choose(connection: &mut PgConnection, need: Need<'_>) -> sql
              SELECT coalesce(sum(memory_mib), 0) AS memory, coalesce(sum(vcpus), 0) AS vcpus FROM sandboxes
              WHERE host = h.name AND state IN ('creating', 'running', 'pausing', 'resuming', 'destroying', 'missing')
          ) used
-         WHERE h.up AND NOT h.draining AND $1 = ANY(h.images)
+         WHERE h.up AND NOT h.draining AND $1 = ANY(h.images) AND h.name <> ALL($3)
            AND h.memory_mib - used.memory >= $2 AND h.available_mib >= $2
          ORDER BY least(h.memory_mib - used.memory, h.available_mib) DESC, used.vcpus::float8 / greatest(h.vcpus, 1), h.name
          LIMIT 1",
         need.image,
         need.memory_mib,
+        need.except,
     )
     .fetch_optional(connection)
     .await

@@ -200,6 +200,28 @@ pub(crate) async fn renew(
     Ok(renewed.rows_affected() > 0)
 }
 
+/// Moves a sandbox that is about to be made, and that nobody changed since that version, to another host. `None` if somebody
+/// did.
+pub(crate) async fn place(
+    executor: impl PgExecutor<'_>,
+    id: &str,
+    version: i64,
+    host: &str,
+    lease_seconds: f64,
+) -> sqlx::Result<Option<Sandbox>> {
+    sandboxes!(
+        "UPDATE sandboxes SET host = $3, version = version + 1, lease_until = now() + make_interval(secs => $4)
+         WHERE id = $1 AND version = $2 AND state = 'creating' RETURNING",
+        "",
+        id,
+        version,
+        host,
+        lease_seconds,
+    )
+    .fetch_optional(executor)
+    .await
+}
+
 /// What a sandbox has become.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Settled {

@@ -8,6 +8,7 @@ use wrenn_base::{ImageName, MiB, SandboxId};
 use wrenn_host::{Branch, CreateSandbox, Egress, HostError, SandboxRecord, Timeout};
 
 use super::operate::{as_task, holding, recorded, settle, settled};
+use super::place;
 use super::{LEASE, State, host_failed, host_of, running, stored_timeout, template_name};
 use crate::api::{Code, Error};
 use crate::app::App;
@@ -109,7 +110,7 @@ pub(crate) async fn create(
     }
     let host = match &source {
         Source::Image(image) => {
-            let need = db::hosts::Need { image: image.as_str(), memory_mib: memory.into() };
+            let need = db::hosts::Need { image: image.as_str(), memory_mib: memory.into(), except: &[] };
             let full = || Code::NoCapacity.because("no host has room for it just now").retry_after(10);
             db::hosts::choose(&mut transaction, need).await?.ok_or_else(full)?
         }
@@ -157,13 +158,8 @@ pub(crate) async fn create(
     let owned = app.clone();
     let made = as_task(app, async move {
         let app = owned;
-        let held = [(row.id.clone(), row.version)];
-        let outcome = holding(&app, &held, async {
-            let host = host_of(&app, &row.host).await?;
-            Ok(host.create(asked).await.map(|made| vec![made]))
-        })
-        .await;
-        conclude(&app, vec![row], outcome).await
+        let (row, outcome) = place::make(&app, row, &asked).await;
+        conclude(&app, vec![row], outcome.map(|made| made.map(|record| vec![record]))).await
     });
     one(made.await?)
 }

@@ -7,6 +7,7 @@ mod create;
 mod cursor;
 mod guest;
 mod operate;
+mod place;
 mod state;
 
 use uuid::Uuid;

@@ -6,6 +6,7 @@ mod errors;
 mod faults;
 mod hosts;
 mod keys;
+mod placing;
 mod routes;
 mod sandboxes;
 mod support;

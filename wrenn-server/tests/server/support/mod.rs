@@ -1,8 +1,10 @@
 //! Servers for tests, and clients of them.
 
+mod host;
 mod postgres;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -11,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use wrenn_server::{Server, ServerError, Settings};
 
+pub(crate) use self::host::TestHost;
 pub(crate) use self::postgres::Database;
 
 pub(crate) const PASSWORD: &str = "correct horse battery";
@@ -117,6 +120,14 @@ impl TestServer {
         text(&self.log_in(email).await["access_token"])
     }
 
+    /// An operator's access token.
+    pub(crate) async fn operator(&self) -> String {
+        let config = settings(&self.database.url).resolve().unwrap();
+        let other = Server::open(config).await.unwrap();
+        other.create_user("root@example.org", "Root", &PASSWORD.into(), true).await.unwrap();
+        text(&self.log_in("root@example.org").await["access_token"])
+    }
+
     /// The first team of who has the token.
     pub(crate) async fn team(&self, token: &str) -> String {
         let (status, me) = self.get("/v1/me", token).await;
@@ -148,6 +159,19 @@ impl TestServer {
                      '{{\"of\": \"{state}\"}}')"
         ));
     }
+}
+
+/// Waits until the query finds that.
+pub(crate) async fn until(server: &TestServer, query: &str, expected: &str) {
+    let mut found = Vec::new();
+    for _ in 0..600 {
+        found = server.database.query(query);
+        if found == [expected] {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{query}: {found:?}, and {expected:?} was waited for");
 }
 
 /// Sends a request and reads the answer, which is JSON or nothing.
