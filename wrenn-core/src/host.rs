@@ -20,7 +20,7 @@ use crate::lifecycle::SandboxState;
 use crate::machine::{Live, UNDO_LIMIT};
 use crate::opening::HostBuilder;
 use crate::paging::Pagers;
-use crate::paused::PausedSandbox;
+use crate::paused::{self, PausedSandbox};
 use crate::registry::Registry;
 use crate::step::blocking;
 use crate::template::{self, Template};
@@ -178,6 +178,29 @@ impl Host {
     /// There is no such sandbox, or its latest snapshot is damaged; nothing is changed.
     pub async fn paused(&self, id: &SandboxId) -> Result<PausedSandbox, Error> {
         PausedSandbox::open(Arc::clone(&self.inner), id.clone()).await
+    }
+
+    /// Removes a paused sandbox from disk, also one whose snapshot is damaged, so that [`paused`](Self::paused) fails.
+    ///
+    /// ```no_run
+    /// # async fn example(host: wrenn_core::Host) -> Result<(), wrenn_core::Error> {
+    /// for id in host.stored().await? {
+    ///     if host.paused(&id).await.is_err_and(|error| error.kind() == wrenn_core::ErrorKind::Corrupt) {
+    ///         host.remove_paused(&id).await?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// There is no such sandbox; it runs, or something is being done with it ([`ErrorKind::Busy`](crate::ErrorKind::Busy));
+    /// or a file could not be removed.
+    ///
+    /// # Cancel safety
+    /// A dropped future does not stop the removal once it has begun.
+    pub async fn remove_paused(&self, id: &SandboxId) -> Result<(), Error> {
+        paused::remove_unopened(Arc::clone(&self.inner), id.clone()).await
     }
 
     /// The ids of all sandboxes with a complete snapshot, those that are running again included.

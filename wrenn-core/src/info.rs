@@ -151,7 +151,7 @@ fn get(host: &HostInner, id: SandboxId) -> Result<SandboxInfo, Cause> {
 }
 
 /// What the latest snapshot of a sandbox remembers.
-fn record(host: &HostInner, id: &SandboxId) -> Result<Option<Record>, Cause> {
+pub(crate) fn record(host: &HostInner, id: &SandboxId) -> Result<Option<Record>, Cause> {
     let snapshots = host.layout.sandbox(id).store.snapshots();
     let Some(generation) = snapshots.latest()? else { return Ok(None) };
     Ok(Some(snapshots.open::<Record>(generation)?.1))

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use wrenn_agent_api::AccessToken;
 use wrenn_base::{Bytes, ImageName, SandboxId, TemplateName, UndoList};
 use wrenn_storage::{Collision, DiskSpec, Image, ImageDetails, ImageError, ImageUsage};
 
@@ -11,12 +12,14 @@ use crate::assembly::Identity;
 use crate::capture;
 use crate::error::{Cause, Error};
 use crate::host::HostInner;
+use crate::info;
 use crate::instance::Origin;
 use crate::layout::SandboxDirs;
 use crate::lifecycle::Step;
 use crate::machine::{Entered, Machine, UNDO_LIMIT};
 use crate::restore::RestoreOptions;
 use crate::sandbox::Sandbox;
+use crate::spec::SandboxSpec;
 use crate::step::{blocking, undo_all};
 use crate::stored::{DISK, Record, STATE, SnapshotKind, Stored};
 use crate::template::{self, Template};
@@ -188,9 +191,7 @@ impl PausedSandbox {
 
     /// Keeps everybody else from the sandbox until what is returned has run.
     fn claim(&self) -> Result<UndoList, Cause> {
-        let mut claim = UndoList::new(&self.host.reaper);
-        self.host.registry.enter(&self.identity, Step::Work, &mut claim)?;
-        Ok(claim)
+        claim(&self.host, &self.identity)
     }
 
     /// Begins merging the layers of the sandbox's memory in the background, if there are more than the host's
@@ -212,14 +213,7 @@ impl PausedSandbox {
     /// # Cancel safety
     /// A dropped future does not stop the removal.
     pub async fn destroy(self) -> Result<(), Error> {
-        let claim = self.claim()?;
-        self.host.compactions.stop(&self.identity.id).await;
-        let dirs = self.identity.dirs;
-        Ok(blocking(move || {
-            let _claim = claim;
-            dirs.store.remove()
-        })
-        .await?)
+        remove(&self.host, self.identity).await
     }
 
     /// Removes what the snapshot has replaced, and sees to chains that have become long. A failure costs disk space
@@ -260,6 +254,45 @@ fn make_image(
     })?;
     let details = ImageDetails { source: format!("the disk of sandbox {id}"), ..base.details };
     Ok(host.images.register(staged, details, Collision::Refuse, &mut |_| {})?)
+}
+
+fn claim(host: &HostInner, identity: &Identity) -> Result<UndoList, Cause> {
+    let mut claim = UndoList::new(&host.reaper);
+    host.registry.enter(identity, Step::Work, &mut claim)?;
+    Ok(claim)
+}
+
+/// Removes a sandbox from disk that is at rest.
+async fn remove(host: &HostInner, identity: Identity) -> Result<(), Error> {
+    let claim = claim(host, &identity)?;
+    host.compactions.stop(&identity.id).await;
+    let store = identity.dirs.store;
+    Ok(blocking(move || {
+        let _claim = claim;
+        store.remove()
+    })
+    .await?)
+}
+
+/// Removes a sandbox from disk that is at rest, without opening it.
+pub(crate) async fn remove_unopened(host: Arc<HostInner>, id: SandboxId) -> Result<(), Error> {
+    let (inner, dirs) = (Arc::clone(&host), host.layout.sandbox(&id));
+    let identity = blocking(move || {
+        // Without a snapshot it is none, as everywhere else.
+        if dirs.store.snapshots().latest()?.is_none() {
+            return Err(Cause::NoSuchSandbox { id });
+        }
+        // While it is being removed it is listed as what it was, or, where that cannot be read, as nothing much.
+        let spec = info::record(&inner, &id).ok().flatten().map(|record| record.spec);
+        Ok(Identity {
+            spec: spec.unwrap_or_else(SandboxSpec::unreadable),
+            token: AccessToken::random(),
+            id,
+            dirs,
+        })
+    })
+    .await?;
+    remove(&host, identity).await
 }
 
 /// Opens the latest snapshot of a sandbox.

@@ -56,6 +56,25 @@ pub(crate) struct SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// Stands for the spec of a sandbox whose snapshot cannot be read, while that is being removed.
+    pub(crate) fn unreadable() -> Self {
+        Self {
+            image: "unreadable".parse().expect("letters make a name"),
+            vcpus: 0,
+            memory: MiB(0),
+            disk: None,
+            disk_limit: None,
+            env: BTreeMap::new(),
+            network: NetworkPolicy::default(),
+            lifetime: Lifetime::default(),
+            metadata: BTreeMap::new(),
+            ready_timeout_ms: 0,
+            hostname: None,
+            template: None,
+            created_ms: None,
+        }
+    }
+
     pub(crate) fn ready_timeout(&self) -> Duration {
         Duration::from_millis(self.ready_timeout_ms)
     }

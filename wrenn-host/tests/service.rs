@@ -371,3 +371,24 @@ async fn a_head_without_end_is_refused() {
     service.client().describe().await.unwrap();
     host.close(service).await;
 }
+
+#[tokio::test]
+async fn a_paused_sandbox_that_is_damaged_can_be_removed() {
+    let Some(host) = Fixture::open().await else { return };
+    let service = host.service(NAME).await;
+    let (client, id) = (service.client(), SandboxId::random());
+    let store = host.data().join("sandboxes").join(id.as_str());
+    for damage in [&b""[..], b"{\"record\":", b"\0\xff no index"] {
+        std::fs::create_dir_all(store.join("snapshots/1")).unwrap();
+        std::fs::write(store.join("snapshots/1/index.json"), damage).unwrap();
+        let error = client.get(&id).await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::Corrupt), "{error:?}");
+        assert!(client.resume(&id, None).await.is_err());
+        client.destroy(&id).await.unwrap();
+        assert!(!store.exists());
+        let error = client.destroy(&id).await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::NoSuchSandbox), "{error:?}");
+    }
+    drop(client);
+    host.close(service).await;
+}

@@ -177,10 +177,8 @@ impl Sandboxes {
         let mut held = self.change(id).await;
         let destroyed = match held.take() {
             Some(sandbox) => sandbox.destroy().await,
-            None => match self.host.paused(id).await {
-                Ok(paused) => paused.destroy().await,
-                Err(error) => Err(error),
-            },
+            // Not opened, which one that is damaged could not be.
+            None => self.host.remove_paused(id).await,
         };
         destroyed.map_err(|error| refusal(&error))
     }

@@ -39,12 +39,16 @@ pub(crate) async fn host(app: &App, name: &str, client: &HostClient, ends: &Ends
         client.list().await?.into_iter().map(|record| (record.id.as_str().to_owned(), record)).collect();
     let (mut cleared, mut expiries) = (Vec::new(), (Vec::new(), Vec::new()));
     for row in &rows {
-        let record = live.remove(&row.id);
-        if let Some(record) = record.as_ref().filter(|record| record.state == SandboxState::Running) {
+        let found = match live.remove(&row.id) {
+            Some(record) => Found::Whole(record.into()),
+            // What is damaged is not listed.
+            None => look(client, &row.sandbox_id()?).await?,
+        };
+        if let Some(record) = found.record().filter(|record| record.state == SandboxState::Running) {
             expiries.0.push(row.id.clone());
             expiries.1.push(record.expires.map(OffsetDateTime::from));
         }
-        if carry_out(app, client, row, record.as_ref(), ends).await? == Verdict::Clear {
+        if carry_out(app, client, row, &found, ends).await? == Verdict::Clear {
             cleared.push(row.id.clone());
         }
     }
@@ -67,7 +71,7 @@ async fn strangers(
         match db::sandboxes::find_any(&app.db, &id).await? {
             Some(row) if row.host == name => {
                 if row.state().is_over() {
-                    carry_out(app, client, &row, Some(&record), ends).await?;
+                    carry_out(app, client, &row, &Found::Whole(record.into()), ends).await?;
                 }
             }
             _ => unknown += 1,
@@ -90,13 +94,49 @@ pub(crate) async fn one(
 ) -> Result<(), Failed> {
     let row = db::sandboxes::find_any(&app.db, id.as_str()).await?;
     let Some(row) = row.filter(|row| row.host == name) else { return Ok(()) };
-    let record = match client.get(id).await {
-        Ok(record) => Some(record),
-        Err(error) if error.reason() == Some(Reason::NoSuchSandbox) => None,
-        Err(error) => return Err(error.into()),
-    };
-    carry_out(app, client, &row, record.as_ref(), ends).await?;
+    let found = look(client, id).await?;
+    carry_out(app, client, &row, &found, ends).await?;
     Ok(())
+}
+
+/// What a host has of a sandbox.
+enum Found {
+    Whole(Box<SandboxRecord>),
+    /// It is there, and cannot be read: a paused one whose snapshot is damaged.
+    Damaged,
+    Nothing,
+}
+
+impl Found {
+    fn record(&self) -> Option<&SandboxRecord> {
+        match self {
+            Self::Whole(record) => Some(record),
+            _ => None,
+        }
+    }
+
+    fn live(&self) -> Option<Live> {
+        match self {
+            Self::Whole(record) => Some(record.state.into()),
+            Self::Damaged => Some(Live::Paused),
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// Asks a host for one sandbox.
+async fn look(client: &HostClient, id: &SandboxId) -> Result<Found, HostError> {
+    match client.get(id).await {
+        Ok(record) => Ok(Found::Whole(record.into())),
+        Err(error) => match error.reason() {
+            Some(Reason::NoSuchSandbox) => Ok(Found::Nothing),
+            Some(reason) => {
+                tracing::warn!(sandbox = %id, ?reason, %error, "a sandbox cannot be read on its host");
+                Ok(Found::Damaged)
+            }
+            None => Err(error),
+        },
+    }
 }
 
 /// Decides about one sandbox and does it.
@@ -104,11 +144,11 @@ async fn carry_out(
     app: &App,
     client: &HostClient,
     row: &Sandbox,
-    record: Option<&SandboxRecord>,
+    found: &Found,
     ends: &Ends,
 ) -> Result<Verdict, Failed> {
-    let live = record.map(|record| Live::from(record.state));
-    let verdict = judge(row, live, ends.of(&row.id));
+    let record = found.record();
+    let verdict = judge(row, found.live(), ends.of(&row.id));
     match &verdict {
         Verdict::Leave | Verdict::Clear => {}
         Verdict::Set(state, reason) => {

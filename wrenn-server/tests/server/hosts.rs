@@ -1,105 +1,17 @@
 //! Real hosts, which are attended to; they boot nothing, as guests need a machine that can run them.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use wrenn_core::{Host, ShutdownPolicy};
-use wrenn_host::{HostService, Listener};
-use wrenn_server::Server;
 
-use crate::support::{PASSWORD, TestServer, refused, settings, text};
-
-/// A host that is served at a Unix socket, in a directory of its own.
-struct TestHost {
-    name: &'static str,
-    home: TempDir,
-    served: Option<Served>,
-}
-
-struct Served {
-    host: Host,
-    service: HostService,
-    stop: oneshot::Sender<()>,
-    serving: JoinHandle<()>,
-}
-
-impl TestHost {
-    /// `None`, said so, where this process may not open one.
-    async fn start(name: &'static str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: opening a host makes a table of the firewall, which needs root");
-            return None;
-        }
-        let home = TempDir::new().unwrap();
-        let mut host = Self { name, home, served: None };
-        host.serve().await;
-        Some(host)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.home.path().join("host.sock")
-    }
-
-    fn endpoint(&self) -> String {
-        format!("unix:{}", self.socket().display())
-    }
-
-    async fn serve(&mut self) {
-        let never = "/bin/false";
-        let (data, run) = (self.home.path().join("data"), self.home.path().join("run"));
-        let builder = Host::builder().data_dir(data).run_dir(run).monitor(never).pager(never).ready_slots(0);
-        let host = builder.open().await.unwrap();
-        let service = HostService::new(host.clone(), self.name).await.unwrap();
-        let listener = Listener::unix(self.socket()).unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn({
-            let service = service.clone();
-            async move { service.serve(listener, async { drop(stopped.await) }).await }
-        });
-        self.served = Some(Served { host, service, stop, serving });
-    }
-
-    /// Ends the host agent; its data stay.
-    async fn stop(&mut self) {
-        let Served { host, service, stop, serving } = self.served.take().unwrap();
-        stop.send(()).unwrap();
-        let failures = service.shutdown(ShutdownPolicy::DestroyAll, Duration::from_secs(10)).await;
-        assert!(failures.is_empty(), "{failures:?}");
-        serving.await.unwrap();
-        host.close().await.unwrap();
-    }
-}
-
-/// An operator's access token.
-async fn operator(server: &TestServer) -> String {
-    let config = settings(&server.database.url).resolve().unwrap();
-    let other = Server::open(config).await.unwrap();
-    other.create_user("root@example.org", "Root", &PASSWORD.into(), true).await.unwrap();
-    text(&server.log_in("root@example.org").await["access_token"])
-}
-
-/// Waits until the query finds that.
-async fn until(server: &TestServer, query: &str, expected: &str) {
-    let mut found = Vec::new();
-    for _ in 0..600 {
-        found = server.database.query(query);
-        if found == [expected] {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("{query}: {found:?}, and {expected:?} was waited for");
-}
+use crate::support::{TestHost, TestServer, refused, text, until};
 
 #[tokio::test]
 async fn a_host_is_registered_told_to_drain_and_forgotten() {
     let server = TestServer::start().await;
-    let root = operator(&server).await;
+    let root = server.operator().await;
     let Some(mut host) = TestHost::start("one").await else { return };
     let (status, made) =
         server.call(Method::PUT, "/v1/hosts/one", &root, Some(json!({"endpoint": host.endpoint()}))).await;
@@ -210,5 +122,33 @@ async fn two_control_planes_attend_to_one_host() {
     assert_eq!(server.database.query("SELECT DISTINCT version FROM sandboxes"), ["2"]);
     host.stop().await;
     other.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_sandbox_that_is_damaged_is_not_lost_and_can_be_removed() {
+    let Some(mut host) = TestHost::start("one").await else { return };
+    let endpoint = host.endpoint();
+    let server =
+        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let token = server.account("ada@example.org").await;
+    let team = server.team(&token).await;
+    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
+    host.stop().await;
+    let id = "sandbox000000001";
+    let store = host.home.path().join("data/sandboxes").join(id);
+    std::fs::create_dir_all(store.join("snapshots/1")).unwrap();
+    std::fs::write(store.join("snapshots/1/index.json"), "no index").unwrap();
+    server.enter_sandbox(&team, id, "missing");
+    server.database.query("UPDATE sandboxes SET host = 'one'");
+    // The host does not list it, and it is not taken for gone.
+    host.serve().await;
+    until(&server, "SELECT state FROM sandboxes", "paused").await;
+    let path = format!("/v1/sandboxes/{id}");
+    refused(server.post(&format!("{path}/resume"), &token, json!({})).await, 502, "host_failed");
+    assert_eq!(server.call(Method::DELETE, &path, &token, None).await.0, 204);
+    assert!(!store.exists());
+    until(&server, "SELECT state FROM sandboxes WHERE cleared", "destroyed").await;
+    host.stop().await;
     server.stop().await;
 }
