@@ -178,25 +178,25 @@ async fn a_terminal_echoes_and_changes_its_size() {
     // A person waits for the prompt too.
     shows(&mut terminal, &mut seen, "# ").await;
     // The size is asked for by a word that is not in what was typed.
-    typed(&mut terminal, b"echo first-$(stty size | tr ' ' x); tty\n").await;
+    in_time(terminal.write_all(b"echo first-$(stty size | tr ' ' x); tty\n")).await.unwrap();
     shows(&mut terminal, &mut seen, "first-30x100").await;
     shows(&mut terminal, &mut seen, "/dev/pts/").await;
     assert!(seen.contains("echo first-$(stty"), "it echoes: {seen}");
     terminal.resize(33, 7).await.unwrap();
-    typed(&mut terminal, b"echo second-$(stty size | tr ' ' x)\n").await;
+    in_time(terminal.write_all(b"echo second-$(stty size | tr ' ' x)\n")).await.unwrap();
     shows(&mut terminal, &mut seen, "second-7x33").await;
     // Ctrl-C ends what runs in the foreground, and not the shell.
-    typed(&mut terminal, b"sleep 1000\n").await;
+    in_time(terminal.write_all(b"sleep 1000\n")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    typed(&mut terminal, b"\x03").await;
+    in_time(terminal.write_all(b"\x03")).await.unwrap();
     // What is typed ahead of the signal's effect may be thrown away with it.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    typed(&mut terminal, b"echo still-$((40+2))\n").await;
+    in_time(terminal.write_all(b"echo still-$((40+2))\n")).await.unwrap();
     shows(&mut terminal, &mut seen, "still-42").await;
     // It goes on without anybody, and is found again.
     drop(terminal);
     let mut terminal = sandbox.attach(pid).await.unwrap().into_terminal().unwrap();
-    typed(&mut terminal, b"echo again-$((40+2)); exit 5\n").await;
+    in_time(terminal.write_all(b"echo again-$((40+2)); exit 5\n")).await.unwrap();
     seen.clear();
     shows(&mut terminal, &mut seen, "again-42").await;
     let mut rest = Vec::new();
@@ -206,12 +206,6 @@ async fn a_terminal_echoes_and_changes_its_size() {
     let mut ended = sandbox.pty().command("sh").args(["-c", "exit 3"]).spawn().await.unwrap();
     assert_eq!(in_time(ended.wait()).await.unwrap().code(), Some(3));
     end(host, sandbox).await;
-}
-
-/// Types, and has it sent.
-async fn typed(terminal: &mut wrenn::Terminal, keys: &[u8]) {
-    in_time(terminal.write_all(keys)).await.unwrap();
-    in_time(terminal.flush()).await.unwrap();
 }
 
 async fn shows(terminal: &mut wrenn::Terminal, seen: &mut String, what: &str) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use wrenn_agent_api::AgentError;
 
 use crate::division::{Division, Lane};
@@ -86,11 +87,14 @@ impl std::fmt::Debug for ProcessReader {
 
 /// The input of a process: from [`Process::take_stdin`](crate::Process::take_stdin).
 ///
-/// A write takes over up to 64 KiB and sends them to the guest; the next one waits until these are in the pipe, or the
-/// terminal, however long the process leaves them there. `flush` waits for that alone; `shutdown` closes the pipe as
-/// well, but not a terminal, whose end of input is a character (Ctrl-D, the byte 4).
+/// A write takes over up to 64 KiB, and from then on these are on their way, whether or not anything else is called; the
+/// next write waits until they are in the pipe, or the terminal, however long the process leaves them there. `flush` waits
+/// for that alone; `shutdown` closes the pipe as well, but not a terminal, whose end of input is a character (Ctrl-D, the
+/// byte 4). What goes wrong with a piece is told by the call after.
 ///
 /// Writing fails with [`BrokenPipe`](io::ErrorKind::BrokenPipe) where the process has ended or closed its input.
+///
+/// It is to be written to within a tokio runtime, whose task sends.
 ///
 /// **Dropping** it closes a pipe in the background, after what was taken over, if that is done within the tokio runtime;
 /// the pipe of a process that was attached to stays open, as it may be another's as well.
@@ -102,8 +106,8 @@ pub struct ProcessStdin {
     /// Whether it is closed with this.
     owned: bool,
     closed: bool,
-    /// What is being sent.
-    sending: Option<Sending>,
+    /// The task that sends what was taken over last.
+    sending: Option<JoinHandle<io::Result<()>>>,
 }
 
 type Sending = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
@@ -161,11 +165,18 @@ impl ProcessStdin {
 
     fn poll_sent(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(sending) = &mut self.sending {
-            let sent = ready!(sending.as_mut().poll(context));
+            let sent = ready!(Pin::new(sending).poll(context));
             self.sending = None;
-            return Poll::Ready(sent);
+            return Poll::Ready(sent.unwrap_or_else(|error| Err(io::Error::other(error))));
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Begins a step, which goes on by itself.
+    fn begin(&mut self, step: Sending) -> io::Result<()> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        self.sending = Some(runtime.spawn(step));
+        Ok(())
     }
 }
 
@@ -192,12 +203,8 @@ impl AsyncWrite for ProcessStdin {
         }
         let piece = Bytes::copy_from_slice(&bytes[..bytes.len().min(PIECE)]);
         let len = piece.len();
-        self.sending = Some(self.input.send(piece));
-        // Begins it. That it is not done is no reason to wait here.
-        match self.poll_sent(context) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            _ => Poll::Ready(Ok(len)),
-        }
+        let step = self.input.send(piece);
+        Poll::Ready(self.begin(step).map(|()| len))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -206,8 +213,10 @@ impl AsyncWrite for ProcessStdin {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_sent(context))?;
-        if !std::mem::replace(&mut self.closed, true) {
-            self.sending = self.input.close();
+        if !std::mem::replace(&mut self.closed, true)
+            && let Some(step) = self.input.close()
+        {
+            self.begin(step)?;
         }
         self.poll_sent(context)
     }
@@ -219,11 +228,13 @@ impl Drop for ProcessStdin {
         let close = if self.owned && !self.closed { self.input.close() } else { None };
         if let (true, Ok(runtime)) = (sending.is_some() || close.is_some(), Handle::try_current()) {
             runtime.spawn(async move {
-                for step in [sending, close].into_iter().flatten() {
+                let sent = match sending {
+                    Some(sending) => sending.await.is_ok_and(|sent| sent.is_ok()),
+                    None => true,
+                };
+                if let (true, Some(close)) = (sent, close) {
                     // There is nobody to tell.
-                    if step.await.is_err() {
-                        return;
-                    }
+                    let _ = close.await;
                 }
             });
         }
@@ -311,6 +322,16 @@ mod tests {
         drop(stdin);
         tokio::task::yield_now().await;
         assert_eq!(noted.done().len(), 4, "it is closed once");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_sent_though_nothing_else_is_called() {
+        let noted = Noted::default();
+        let mut stdin = ProcessStdin::of(Box::new(noted.clone()), true);
+        stdin.write_all(b"typed").await.unwrap();
+        noted.0.go.notify_one();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(noted.done(), ["typed"]);
     }
 
     #[tokio::test]
