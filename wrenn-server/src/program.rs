@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 use wrenn_core::{Host, HostBuilder, ShutdownPolicy};
 use wrenn_host::{HostSecret, HostService, Listener, MutualTls, ServerTls};
 
 use crate::config::{ConfigError, Settings};
-use crate::hosts::is_host_name;
+use crate::hosts::{Announcer, is_host_name};
 use crate::server::{Server, ServerError};
 
 /// How long a host's sandboxes have to come to the state that they are to be left in.
@@ -142,6 +143,13 @@ pub struct ServeHost {
     /// In place of the secret: the certificates (PEM) that control planes' certificates are signed with.
     #[arg(long, env = "WRENN_HOST_CLIENT_CA", value_name = "FILE", requires = "certificate")]
     pub client_ca: Option<PathBuf>,
+    /// A control plane to register at, as http://HOST:PORT or https://HOST, again and again; its certificate is to be one
+    /// that this machine trusts. It takes the secret.
+    #[arg(long, env = "WRENN_HOST_REGISTER", value_name = "URL", requires = "advertise")]
+    pub register: Option<String>,
+    /// Where control planes reach this host, as http://HOST:PORT, https://HOST:PORT or unix:/PATH.
+    #[arg(long, env = "WRENN_HOST_ADVERTISE", value_name = "ENDPOINT", requires = "register")]
+    pub advertise: Option<String>,
     /// The host's place.
     #[command(flatten)]
     pub place: HostPlace,
@@ -153,11 +161,32 @@ impl ServeHost {
     /// # Errors
     /// The settings are not right, or the host or the address cannot be used.
     pub async fn run(self, host: HostBuilder, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let announcer = self.announcer()?;
         let listener = self.listener().await?;
         let (host, service) = self.place.open(host, &self.name).await?;
         tracing::info!(host = self.name, "serving a host");
+        let announcing = announcer.map(|announcer| AbortOnDropHandle::new(tokio::spawn(announcer.run())));
         service.serve(listener, stop).await;
+        drop(announcing);
         self.place.close(host, service).await
+    }
+
+    /// The secret; where there is none, `how` to give it.
+    fn secret(&self, how: &'static str) -> Result<HostSecret, ConfigError> {
+        let secret = self.host_secret.as_ref();
+        let secret = secret.ok_or(ConfigError::Missing { name: "host_secret", how })?;
+        let secret = HostSecret::new(secret.expose_secret());
+        secret.map_err(|error| ConfigError::Invalid { name: "host_secret", reason: error.to_string() })
+    }
+
+    /// What registers this host, if anything is to.
+    fn announcer(&self) -> Result<Option<Announcer>, ConfigError> {
+        let Some(control_plane) = &self.register else { return Ok(None) };
+        let how = "give --advertise, where control planes reach this host";
+        let endpoint = self.advertise.as_ref().ok_or(ConfigError::Missing { name: "advertise", how })?;
+        let secret =
+            self.secret("give WRENN_HOST_SECRET: a host that registers itself shows who it is by it")?;
+        Announcer::new(control_plane, &self.name, endpoint, secret).map(Some)
     }
 
     async fn listener(&self) -> Result<Listener, ServerError> {
@@ -168,13 +197,7 @@ impl ServeHost {
         }
         let address =
             self.listen.ok_or(ConfigError::Missing { name: "listen", how: "give --listen or --unix" })?;
-        let secret = || {
-            let secret = self.host_secret.as_ref();
-            let how = "give WRENN_HOST_SECRET, or --client-ca";
-            let secret = secret.ok_or(ConfigError::Missing { name: "host_secret", how })?;
-            let secret = HostSecret::new(secret.expose_secret());
-            secret.map_err(|error| invalid("host_secret", error.to_string()))
-        };
+        let secret = || self.secret("give WRENN_HOST_SECRET, or --client-ca");
         let tls = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
             _ => None,

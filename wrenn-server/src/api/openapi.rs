@@ -33,7 +33,8 @@ impl Modify for Common {
         document.info.description = Some(format!("{ABOUT}{CODES}"));
         let components = document.components.get_or_insert_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
-        components.add_security_scheme("access_token", SecurityScheme::Http(bearer));
+        components.add_security_scheme("access_token", SecurityScheme::Http(bearer.clone()));
+        components.add_security_scheme("host_token", SecurityScheme::Http(bearer));
         let key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
         components.add_security_scheme("api_key", key);
     }

@@ -101,6 +101,10 @@ impl Member {
     }
 }
 
+/// A host, which shows a token that it signed for control planes.
+#[derive(Debug, Clone)]
+pub(crate) struct HostItself(pub(crate) String);
+
 /// A user who runs the whole installation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operator(pub(crate) Session);
@@ -195,6 +199,21 @@ impl FromRequestParts<App> for Operator {
                 Err(hidden())
             }
         }
+    }
+}
+
+impl FromRequestParts<App> for HostItself {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        if let Credentials::Token(token) = Credentials::of(&parts.headers)?
+            && let Some(host) = app.hosts.bearer(&token)
+        {
+            return Ok(Self(host));
+        }
+        // Whoever else it is, this is none of theirs; nobody is told which of both it was that failed.
+        let Operator(_) = Operator::from_request_parts(parts, app).await?;
+        Err(Code::NotFound.because("there is no such thing"))
     }
 }
 

@@ -10,7 +10,7 @@ mod password;
 mod secret_text;
 
 pub(crate) use self::access_token::AccessTokens;
-pub(crate) use self::caller::{Actor, Member, OfTeam, Operator, Peer, PeerAddress, Session};
+pub(crate) use self::caller::{Actor, HostItself, Member, OfTeam, Operator, Peer, PeerAddress, Session};
 pub(crate) use self::limit::Limits;
 pub(crate) use self::password::{LEAST_CHARS, MOST_BYTES, PasswordRefused, Passwords};
 pub(crate) use self::secret_text::{SecretText, digest, random_secret};

@@ -62,6 +62,23 @@ pub(crate) async fn register(
     .await
 }
 
+/// Enters a host, or moves one that is known to another address; whether anything changed by that.
+pub(crate) async fn announce(
+    executor: impl PgExecutor<'_>,
+    name: &str,
+    endpoint: &str,
+) -> sqlx::Result<bool> {
+    let changed = sqlx::query!(
+        "INSERT INTO hosts (name, endpoint) VALUES ($1, $2)
+         ON CONFLICT (name) DO UPDATE SET endpoint = $2 WHERE hosts.endpoint <> $2",
+        name,
+        endpoint,
+    )
+    .execute(executor)
+    .await?;
+    Ok(changed.rows_affected() > 0)
+}
+
 pub(crate) async fn all(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Host>> {
     hosts!("SELECT", "FROM hosts ORDER BY name").fetch_all(executor).await
 }

@@ -1,5 +1,6 @@
 //! The hosts that this control plane knows: a client of each, and a task that attends to it.
 
+mod announce;
 mod attend;
 
 use std::collections::HashMap;
@@ -8,11 +9,16 @@ use std::sync::Mutex;
 
 use wrenn_host::{ClientTls, HostClient, HostSecret};
 
+pub(crate) use self::announce::Announcer;
 pub(crate) use self::attend::attend_to_all;
 use crate::config::ConfigError;
 
 /// The endpoint of a host that lives in this process.
 pub(crate) const IN_PROCESS: &str = "in-process";
+
+/// The audience of tokens by which hosts show a control plane who they are. No host has such a name, so a token for a host is
+/// never one for a control plane.
+pub(crate) const CONTROL_PLANE: &str = "wrenn:control-plane";
 
 /// Whether a text may be a host's name: it is the audience of tokens, and stands in paths.
 pub(crate) fn is_host_name(text: &str) -> bool {
@@ -72,6 +78,12 @@ impl Hosts {
     /// The names of the hosts in this process.
     pub(crate) fn in_process(&self) -> impl Iterator<Item = &str> {
         self.in_process.keys().map(String::as_str)
+    }
+
+    /// The host that a token shows its bearer to be, if it does.
+    pub(crate) fn bearer(&self, token: &str) -> Option<String> {
+        let caller = self.secret.as_ref()?.verify(CONTROL_PLANE, token).ok()?;
+        is_host_name(&caller.name).then_some(caller.name)
     }
 
     /// A client of a host. It connects when it is used.

@@ -7,6 +7,7 @@ mod faults;
 mod hosts;
 mod keys;
 mod placing;
+mod registering;
 mod routes;
 mod sandboxes;
 mod support;

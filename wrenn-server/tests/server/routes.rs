@@ -51,7 +51,7 @@ fn sound_request(
         ("POST", "rename") => json!({"from": "/x", "to": "/y"}),
         ("PUT", "timeout") => json!({"timeout_seconds": 60}),
         ("PUT", "draining") => json!({"draining": true}),
-        ("PUT", "{host}") => json!({"endpoint": "unix:/x"}),
+        ("PUT", "{host}" | "endpoint") => json!({"endpoint": "unix:/x"}),
         _ => return request,
     };
     request.json(&body)

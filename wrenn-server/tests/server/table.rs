@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::{Arg, Args as _, Command};
 use wrenn_server::Settings;
+use wrenn_server::program::ServeHost;
 
 const HEAD: &str = "\
 # Settings of the server
@@ -17,14 +18,32 @@ or file, as flags are seen by the other users of a machine.
 |---|---|---|---|
 ";
 
+const HOST: &str = "
+# Settings of a host
+
+What `wrenn-server host` takes beside its name, as flags or variables. A host may register itself (`--register`), so that the
+server need not be told of it; it shows who it is by the secret that both know.
+
+| flag | variable | |
+|---|---|---|
+";
+
 fn row(argument: &Arg) -> String {
     let flag = argument.get_long().unwrap();
     let variable = argument.get_env().unwrap().to_string_lossy();
     // The file does not name itself.
     let key = if flag == "config" { String::new() } else { format!("`{}`", flag.replace('-', "_")) };
+    format!("| `--{flag}` | `{variable}` | {key} | {} |\n", help(argument))
+}
+
+fn help(argument: &Arg) -> String {
     let help = argument.get_long_help().or(argument.get_help()).unwrap().to_string().replace('\n', " ");
-    let help = help.replace('|', "\\|");
-    format!("| `--{flag}` | `{variable}` | {key} | {help} |\n")
+    help.replace('|', "\\|")
+}
+
+fn host_row(argument: &Arg) -> String {
+    let (flag, variable) = (argument.get_long().unwrap(), argument.get_env().unwrap().to_string_lossy());
+    format!("| `--{flag}` | `{variable}` | {} |\n", help(argument))
 }
 
 #[test]
@@ -33,6 +52,11 @@ fn the_table_of_settings_is_the_programs() {
     let mut table = HEAD.to_owned();
     for argument in command.get_arguments().filter(|argument| argument.get_long().is_some()) {
         write!(table, "{}", row(argument)).unwrap();
+    }
+    table.push_str(HOST);
+    let command = ServeHost::augment_args(Command::new("host"));
+    for argument in command.get_arguments().filter(|argument| argument.get_long().is_some()) {
+        write!(table, "{}", host_row(argument)).unwrap();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("SETTINGS.md");
     if std::env::var_os("WRENN_UPDATE").is_some() {

@@ -11,12 +11,16 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::api::extract::{Json, Path};
 use crate::api::{Code, Error};
 use crate::app::App;
-use crate::auth::{Actor, Operator};
+use crate::auth::{Actor, HostItself, Operator};
 use crate::db;
-use crate::hosts::is_host_name;
+use crate::hosts::{IN_PROCESS, is_host_name};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get, register, remove)).routes(routes!(drain))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(get, register, remove))
+        .routes(routes!(drain))
+        .routes(routes!(announce))
 }
 
 /// A machine that sandboxes live on.
@@ -122,19 +126,52 @@ async fn register(
     Path(name): Path<String>,
     Json(new): Json<NewHost>,
 ) -> Result<Reply<Host>, Error> {
-    if !is_host_name(&name) {
+    check(&app, &name, &new)?;
+    let row = db::hosts::register(&app.db, &name, &new.endpoint).await?;
+    record(&app, &operator, "host.register", &name).await?;
+    Ok(Reply(row.into()))
+}
+
+/// Whether there can be a client of a host, which is known before it is entered.
+fn check(app: &App, name: &str, new: &NewHost) -> Result<(), Error> {
+    if !is_host_name(name) {
         return Err(Code::InvalidRequest.because("host: 1 to 63 lower-case letters, digits and dashes"));
     }
     if new.endpoint.len() > 300 {
         return Err(Code::InvalidRequest.because("endpoint: at most 300 bytes"));
     }
-    // Whether there can be a client of it is known before it is entered.
-    app.hosts
-        .client(&name, &new.endpoint)
-        .map_err(|error| Code::InvalidRequest.because(format!("endpoint: {error}")))?;
-    let row = db::hosts::register(&app.db, &name, &new.endpoint).await?;
-    record(&app, &operator, "host.register", &name).await?;
-    Ok(Reply(row.into()))
+    let client = app.hosts.client(name, &new.endpoint);
+    client.map(drop).map_err(|error| Code::InvalidRequest.because(format!("endpoint: {error}")))
+}
+
+/// Tell where a host is
+///
+/// For hosts themselves, which repeat it: it registers the host, or tells its new address. The credentials are a host token: a
+/// JWT (HS256) signed with the host secret, for the audience `wrenn:control-plane`, whose subject is the host's name, and
+/// which lives for ten minutes at most.
+#[utoipa::path(put, path = "/v1/hosts/{host}/endpoint", tag = "hosts", params(("host" = String, Path)),
+    request_body = NewHost, security(("host_token" = [])), responses((status = NO_CONTENT)))]
+async fn announce(
+    State(app): State<App>,
+    HostItself(bearer): HostItself,
+    Path(name): Path<String>,
+    Json(new): Json<NewHost>,
+) -> Result<StatusCode, Error> {
+    if name != bearer {
+        return Err(none());
+    }
+    check(&app, &name, &new)?;
+    let known = db::hosts::find(&app.db, &name).await?;
+    if new.endpoint == IN_PROCESS || known.is_some_and(|host| host.endpoint == IN_PROCESS) {
+        return Err(Code::Conflict.because("a host of that name lives in the process of a control plane"));
+    }
+    if db::hosts::announce(&app.db, &name, &new.endpoint).await? {
+        let detail = serde_json::json!({ "endpoint": new.endpoint });
+        let actor = format!("host:{name}");
+        db::audit::record(&app.db, None, &actor, "host.register", &name, &detail).await?;
+        tracing::info!(host = name, endpoint = new.endpoint, "a host says where it is");
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Forget a host that has neither sandboxes nor snapshots
