@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wrenn_core::{Host, HostBuilder, ShutdownPolicy};
 use wrenn_host::{HostSecret, HostService, Listener, MutualTls, ServerTls};
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{Config, ConfigError, Settings};
 use crate::hosts::{Announcer, is_host_name};
 use crate::server::{Server, ServerError};
 
@@ -86,6 +87,9 @@ pub struct Serve {
     /// Be a host as well, of that name, in this process.
     #[arg(long, env = "WRENN_LOCAL_HOST", value_name = "NAME")]
     pub local_host: Option<String>,
+    /// A Unix socket at which that host is served besides, for other programs of this user.
+    #[arg(long, env = "WRENN_LOCAL_HOST_SOCKET", value_name = "PATH", requires = "local_host")]
+    pub local_host_socket: Option<PathBuf>,
     /// That host's place.
     #[command(flatten)]
     pub place: HostPlace,
@@ -103,13 +107,40 @@ impl Serve {
             return Server::open(config).await?.serve(listener, stop).await;
         };
         let (host, service) = self.place.open(host, &name).await?;
-        let served = match Server::open_with(config, [(name, service.client())]).await {
-            Ok(server) => server.serve(listener, stop).await,
-            Err(error) => Err(error),
-        };
+        let socket = self.local_host_socket.as_deref();
+        let served = serve_with_host(config, listener, (name, &service), socket, stop).await;
         let closed = self.place.close(host, service).await;
         served.and(closed)
     }
+}
+
+/// Serves the API, and the host in this process at a socket of its own, if it is to have one.
+async fn serve_with_host(
+    config: Config,
+    listener: TcpListener,
+    (name, service): (String, &HostService),
+    socket: Option<&Path>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    // The host is open, so nobody else has it, or is served at its socket.
+    let beside = socket.map(unix).transpose()?;
+    let server = Server::open_with(config, [(name, service.client())]).await?;
+    let ended = CancellationToken::new();
+    let api = async {
+        let served = server.serve(listener, stop).await;
+        ended.cancel();
+        served
+    };
+    let beside = async {
+        if let Some(beside) = beside {
+            service.serve(beside, ended.cancelled()).await;
+        }
+    };
+    tokio::join!(api, beside).0
+}
+
+fn unix(path: &Path) -> Result<Listener, ServerError> {
+    Listener::unix(path).map_err(|source| ServerError::Listen { place: path.display().to_string(), source })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
@@ -192,8 +223,7 @@ impl ServeHost {
     async fn listener(&self) -> Result<Listener, ServerError> {
         let invalid = |name, reason: String| ServerError::from(ConfigError::Invalid { name, reason });
         if let Some(path) = &self.unix {
-            let failed = |source| ServerError::Listen { place: path.display().to_string(), source };
-            return Listener::unix(path).map_err(failed);
+            return unix(path);
         }
         let address =
             self.listen.ok_or(ConfigError::Missing { name: "listen", how: "give --listen or --unix" })?;

@@ -7,6 +7,7 @@ mod faults;
 mod hosts;
 mod keys;
 mod placing;
+mod program;
 mod registering;
 mod routes;
 mod sandboxes;
