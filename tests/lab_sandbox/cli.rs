@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -144,8 +144,19 @@ fn many_commands_share_a_sandbox() {
     fs::write(tree.join("deep/er/bytes"), [0, 159, 255, 10]).expect("a file");
     fs::write(tree.join("hello.sh"), "#!/bin/sh\necho hello from $(id -un)\n").expect("a file");
     fs::set_permissions(tree.join("hello.sh"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    symlink("deep/er/bytes", tree.join("near")).expect("a link");
+    symlink("/etc/hostname", tree.join("deep/far")).expect("a link");
     let tree_text = tree.display().to_string();
     wrenn.ok(&["cp", &tree_text, &format!("{id}:/root")]);
+    assert_eq!(
+        wrenn.ok(&["exec", &id, "readlink", "/root/tree/near", "/root/tree/deep/far"]),
+        "deep/er/bytes\n/etc/hostname"
+    );
+    // What is in the guest already leads nowhere else.
+    let trap = "mkdir -p /root/out/tree /root/else && ln -s /root/else /root/out/tree/deep";
+    wrenn.ok(&["exec", &id, "sh", "-c", trap]);
+    assert!(!wrenn.run(&["cp", &tree_text, &format!("{id}:/root/out")]).status.success());
+    assert_eq!(wrenn.ok(&["exec", &id, "ls", "/root/else"]), "");
     // The beginning of an id will do.
     assert_eq!(wrenn.ok(&["exec", &id[..6], "/root/tree/hello.sh"]), "hello from root");
 
@@ -160,6 +171,26 @@ fn many_commands_share_a_sandbox() {
     assert_eq!(fs::read(back.join("deep/er/bytes")).expect("it came back"), [0, 159, 255, 10]);
     let mode = fs::metadata(back.join("hello.sh")).expect("it came back").permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
+    assert_eq!(fs::read_link(back.join("near")).expect("a link"), Path::new("deep/er/bytes"));
+    assert_eq!(fs::read_link(back.join("deep/far")).expect("a link"), Path::new("/etc/hostname"));
+    // Nor does what is here.
+    let (trap, other) = (here.path().join("trap"), here.path().join("else"));
+    fs::create_dir_all(trap.join("tree")).expect("directories");
+    fs::create_dir(&other).expect("a directory");
+    symlink(&other, trap.join("tree/deep")).expect("a link");
+    let copied = wrenn.run(&["cp", &format!("{id}:/root/tree"), &trap.display().to_string()]);
+    assert!(!copied.status.success());
+    assert_eq!(fs::read_dir(&other).expect("a directory").count(), 0);
+    // What is named is followed only where that is asked for.
+    wrenn.ok(&["cp", &format!("{id}:/root/tree/near"), &here.path().join("kept").display().to_string()]);
+    assert!(here.path().join("kept").is_symlink());
+    wrenn.ok(&[
+        "cp",
+        "-L",
+        &format!("{id}:/root/tree/near"),
+        &here.path().join("read").display().to_string(),
+    ]);
+    assert_eq!(fs::read(here.path().join("read")).expect("a file"), [0, 159, 255, 10]);
 
     let children = wrenn.ok(&["branch", "-n", "2", &id]);
     assert_eq!(children.lines().count(), 2, "{children}");

@@ -25,7 +25,9 @@ async fn a_host_sees_and_changes_the_tree() {
     assert!(age < support::PATIENCE, "{age:?}");
     let link = client.stat(at("a/link")).await.unwrap();
     assert_eq!((link.kind, link.size, link.link_target), (FileKind::File, 5, Some(at("a/f"))));
-    assert_eq!(client.stat(at("a/broken")).await.unwrap().kind, FileKind::BrokenLink);
+    assert_eq!(link.link_text.as_deref(), Some(&b"f"[..]));
+    let broken = client.stat(at("a/broken")).await.unwrap();
+    assert_eq!((broken.kind, broken.link_text.as_deref()), (FileKind::BrokenLink, Some(&b"nothing"[..])));
 
     let listed = client.list_dir(at("a"), 1).await.unwrap();
     let names: Vec<_> = listed.iter().map(|entry| entry.name.as_str()).collect();

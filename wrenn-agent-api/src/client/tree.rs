@@ -41,8 +41,10 @@ pub struct FileInfo {
     pub group: String,
     /// When it was last written, by the guest's clock.
     pub modified: Option<SystemTime>,
-    /// Where it leads, if it is a link.
+    /// Where it leads, if it is a link: an absolute path.
     pub link_target: Option<String>,
+    /// What it says, if it is a link: any bytes. Agents of old snapshots do not tell.
+    pub link_text: Option<Vec<u8>>,
 }
 
 impl AgentClient {
@@ -175,5 +177,6 @@ pub(super) fn one(call: &'static str, entry: Option<pb::EntryInfo>) -> Result<Fi
             whole.checked_add(Duration::from_nanos(nanos.into()))
         }),
         link_target: entry.symlink_target,
+        link_text: entry.link_text.map(Into::into),
     })
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::{self, FileType, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -37,6 +38,7 @@ fn not_there(path: &str, error: &io::Error) -> ConnectError {
 /// The description of `path`, whose own metadata are `own`.
 pub(super) fn entry(path: &str, own: &Metadata, names: &Names) -> pb::EntryInfo {
     let link = own.file_type().is_symlink();
+    let text = if link { fs::read_link(path).ok() } else { None };
     let target = if link { fs::metadata(path).ok() } else { None };
     let shown = target.as_ref().unwrap_or(own);
     let kind = match shown.file_type() {
@@ -54,16 +56,16 @@ pub(super) fn entry(path: &str, own: &Metadata, names: &Names) -> pb::EntryInfo 
         owner: names.user(own.uid()),
         group: names.group(own.gid()),
         modified_time: timestamp(shown).into(),
-        symlink_target: if link { link_target(path) } else { None },
+        symlink_target: text.as_deref().and_then(|text| link_target(path, text)),
+        link_text: text.map(|text| text.into_os_string().into_vec().into()),
         metadata: if shown.is_file() { metadata(path).into_iter().collect() } else { Default::default() },
     }
 }
 
-/// Where a link leads, as an absolute path.
-fn link_target(path: &str) -> Option<String> {
-    let target = fs::read_link(path).ok()?;
+/// Where a link that says `text` leads, as an absolute path.
+fn link_target(path: &str, text: &Path) -> Option<String> {
     let parent = Path::new(path).parent()?;
-    Some(paths::resolve(&parent.join(target).to_string_lossy(), "/"))
+    Some(paths::resolve(&parent.join(text).to_string_lossy(), "/"))
 }
 
 // The generated type has one more field or none, by the features that the workspace's other crates switch on.
@@ -149,9 +151,12 @@ mod tests {
         let file = describe(&at("file")).unwrap();
         assert_eq!((file.name.as_str(), file.size, file.mode), ("file", 5, 0o640));
         assert_eq!((file.permissions.as_str(), file.symlink_target), ("-rw-r-----", None));
+        assert_eq!(file.link_text, None);
         let link = describe(&at("link")).unwrap();
         assert_eq!((link.r#type.as_known(), link.size, link.mode), (Some(Kind::FILE_TYPE_FILE), 5, 0o640));
         assert_eq!((link.permissions.as_str(), link.symlink_target), ("Lrwxrwxrwx", Some(at("file"))));
+        assert_eq!(link.link_text.as_deref(), Some(&b"file"[..]));
+        assert_eq!(describe(&at("up")).unwrap().link_text.as_deref(), Some(&b"../nowhere/.."[..]));
         let broken = describe(&at("broken")).unwrap();
         assert_eq!(broken.r#type.as_known(), Some(Kind::FILE_TYPE_SYMLINK));
         assert_eq!(describe(&at("nothing")).unwrap_err().code, connectrpc::ErrorCode::NotFound);
