@@ -11,7 +11,7 @@ mod stats;
 mod templates;
 mod view;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -67,6 +67,7 @@ pub(crate) enum SandboxCommand {
 /// What all of these commands work with.
 pub(crate) struct Context {
     host: HostClient,
+    data: PathBuf,
     pub(crate) format: Format,
 }
 
@@ -75,7 +76,7 @@ pub(crate) struct Context {
 /// # Errors
 /// The host process cannot be reached or started, or refuses; or this program's own files or streams fail.
 pub(crate) async fn run(data: &Path, format: Format, command: SandboxCommand) -> Result<ExitCode> {
-    let context = Context { host: link::open(data).await?, format };
+    let context = Context { host: link::open(data).await?, data: data.to_owned(), format };
     match command {
         SandboxCommand::Run(args) => return run::run(&context, args).await,
         SandboxCommand::Exec(args) => return run::exec(&context, args).await,
@@ -101,7 +102,8 @@ pub(crate) async fn run(data: &Path, format: Format, command: SandboxCommand) ->
 /// # Errors
 /// Something does, or the host process cannot tell.
 pub(crate) async fn check_unused(data: &Path, format: Format, names: &[wrenn_core::ImageName]) -> Result<()> {
-    images::check_unused(&Context { host: link::open(data).await?, format }, names).await
+    let context = Context { host: link::open(data).await?, data: data.to_owned(), format };
+    images::check_unused(&context, names).await
 }
 
 impl Context {

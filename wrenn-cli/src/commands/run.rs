@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use wrenn_agent_api::{AgentClient, AgentError, Command};
 use wrenn_core::SandboxId;
+use wrenn_core::image::{ImageDetails, ImageRegistry};
 use wrenn_host::{CreateSandbox, Egress, Reason, Source, Timeout};
 
 use super::forward::Forwards;
@@ -45,7 +46,8 @@ pub(crate) struct RunArgs {
     how: How,
     /// An image's name, or a template's.
     image: String,
-    /// The command and its arguments; /bin/sh if not given.
+    /// The command and its arguments. If not given: the image's own, with the environment, directory and user that it asks
+    /// for; /bin/sh where it has none.
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -85,9 +87,14 @@ pub(crate) struct ExecArgs {
 }
 
 /// Runs a command in a sandbox made for it.
-pub(crate) async fn run(context: &Context, args: RunArgs) -> Result<ExitCode> {
+pub(crate) async fn run(context: &Context, mut args: RunArgs) -> Result<ExitCode> {
     let id = SandboxId::random();
     let request = args.request(context, id.clone()).await?;
+    if let (true, Source::Image(image)) = (args.command.is_empty(), &request.source) {
+        let (data, image) = (context.data.clone(), image.clone());
+        let found = tokio::task::spawn_blocking(move || ImageRegistry::open(&data)?.get(&image)).await?;
+        args.command = args.how.take_program(found?.details);
+    }
     if args.detach {
         let sandbox = context.host().create(request).await?;
         if !args.command.is_empty() {
@@ -176,6 +183,26 @@ async fn in_sandbox(
 }
 
 impl How {
+    /// The program that an image is for, nothing where it is for none. It is run as the image asks for, where nobody asked for
+    /// anything else.
+    fn take_program(&mut self, image: ImageDetails) -> Vec<String> {
+        let ImageDetails { entrypoint, cmd, env, workdir, user, .. } = image;
+        let program = [entrypoint, cmd].concat();
+        if !program.is_empty() {
+            let own = std::mem::take(&mut self.env);
+            self.env =
+                env.into_iter().map(|(name, value)| Variable(Pair { name, value })).chain(own).collect();
+            self.workdir = self.workdir.take().or(workdir);
+            // A group may stand behind it; the user's own is taken.
+            let user = user.map(|user| match user.split(':').next() {
+                Some("0") => "root".to_owned(),
+                name => name.unwrap_or_default().to_owned(),
+            });
+            self.user = self.user.take().or(user.filter(|user| !user.is_empty()));
+        }
+        program
+    }
+
     fn command(self, mut words: Vec<String>, timeout: Option<Duration>) -> Command {
         let mut command = Command::new(words.remove(0)).args(words).stdin(self.interactive);
         for Variable(Pair { name, value }) in self.env {
@@ -197,5 +224,68 @@ impl How {
             Some(limit) => command.timeout(limit),
             None => command,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn how(env: &[(&str, &str)], workdir: Option<&str>, user: Option<&str>) -> How {
+        let variable =
+            |(name, value): &(&str, &str)| Variable(Pair { name: (*name).into(), value: (*value).into() });
+        How {
+            interactive: false,
+            terminal: false,
+            env: env.iter().map(variable).collect(),
+            workdir: workdir.map(Into::into),
+            user: user.map(Into::into),
+        }
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    fn image(entrypoint: &[&str], cmd: &[&str]) -> ImageDetails {
+        ImageDetails {
+            env: [("A".to_owned(), "image".to_owned()), ("B".to_owned(), "image".to_owned())].into(),
+            workdir: Some("/srv".into()),
+            user: Some("web:www".into()),
+            entrypoint: words(entrypoint),
+            cmd: words(cmd),
+            ..ImageDetails::default()
+        }
+    }
+
+    #[test]
+    fn an_images_program_is_its_entry_point_and_its_command() {
+        for (entrypoint, cmd, program) in [
+            (&["/entry", "-v"][..], &["serve"][..], &["/entry", "-v", "serve"][..]),
+            (&["/entry"], &[], &["/entry"]),
+            (&[], &["sh", "-c", "true"], &["sh", "-c", "true"]),
+        ] {
+            let mut asked = how(&[], None, None);
+            assert_eq!(asked.take_program(image(entrypoint, cmd)), words(program));
+            assert_eq!((asked.workdir.as_deref(), asked.user.as_deref()), (Some("/srv"), Some("web")));
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_counts_before_what_the_image_asks_for() {
+        let mut asked = how(&[("B", "mine")], Some("/"), Some("root"));
+        asked.take_program(image(&["/entry"], &[]));
+        let env: Vec<_> =
+            asked.env.iter().map(|Variable(pair)| (pair.name.as_str(), pair.value.as_str())).collect();
+        // The last one of a name is the one that counts.
+        assert_eq!(env, [("A", "image"), ("B", "image"), ("B", "mine")]);
+        assert_eq!((asked.workdir.as_deref(), asked.user.as_deref()), (Some("/"), Some("root")));
+    }
+
+    #[test]
+    fn an_image_without_a_program_changes_nothing() {
+        let mut asked = how(&[], None, None);
+        assert!(asked.take_program(image(&[], &[])).is_empty());
+        assert!(asked.env.is_empty() && asked.workdir.is_none() && asked.user.is_none());
     }
 }
