@@ -5,9 +5,7 @@ use serde_json::json;
 
 use crate::support::{Api, eventually, text};
 
-#[tokio::test]
-async fn a_sandbox_goes_through_its_whole_life() {
-    let api = Api::start().await;
+pub(crate) async fn a_sandbox_goes_through_its_whole_life(api: Api) {
     let new = json!({"env": {"GREETING": "hello"}, "metadata": {"of": "life"}});
     let id = api.sandbox(new).await;
     let path = format!("/v1/sandboxes/{id}");
@@ -48,9 +46,7 @@ async fn a_sandbox_goes_through_its_whole_life() {
     assert_eq!(api.run(&copy, "cat /root/whose").await, "original\n");
 }
 
-#[tokio::test]
-async fn commands_take_bytes_and_give_bytes() {
-    let api = Api::start().await;
+pub(crate) async fn commands_take_bytes_and_give_bytes(api: Api) {
     let id = api.sandbox(json!({})).await;
     let path = format!("/v1/sandboxes/{id}/exec");
     let exec = async |body| api.call(Method::POST, &path, Some(body), 200).await;
@@ -87,9 +83,7 @@ async fn commands_take_bytes_and_give_bytes() {
     .await;
 }
 
-#[tokio::test]
-async fn files_are_moved_in_and_out_and_about() {
-    let api = Api::start().await;
+pub(crate) async fn files_are_moved_in_and_out_and_about(api: Api) {
     let id = api.sandbox(json!({})).await;
     let files = format!("/v1/sandboxes/{id}/files");
     let contents: Vec<u8> = (0..20_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 4]).collect();
@@ -123,9 +117,7 @@ async fn files_are_moved_in_and_out_and_about() {
     }
 }
 
-#[tokio::test]
-async fn one_key_makes_one_sandbox() {
-    let api = Api::start().await;
+pub(crate) async fn one_key_makes_one_sandbox(api: Api) {
     let create = async |body: serde_json::Value| {
         let request = api.request(Method::POST, "/v1/sandboxes").header("idempotency-key", "a key");
         let response = request.json(&body).send().await.unwrap();
@@ -141,9 +133,7 @@ async fn one_key_makes_one_sandbox() {
     assert_eq!(api.get("/v1/sandboxes").await["sandboxes"].as_array().unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn an_idle_sandbox_is_paused_and_the_api_says_why() {
-    let api = Api::start().await;
+pub(crate) async fn an_idle_sandbox_is_paused_and_the_api_says_why(api: Api) {
     let id = api.sandbox(json!({"timeout_seconds": 5, "on_timeout": "pause"})).await;
     eventually("it is paused", async || api.state(&id).await == "paused").await;
     let found = api.get(&format!("/v1/sandboxes/{id}")).await;

@@ -9,31 +9,36 @@ use tokio::net::TcpStream;
 
 use crate::support::{Api, eventually};
 
-/// A server that echoes bodies, answers in pieces, and gives its connection to another protocol.
+/// A server that echoes bodies, answers in pieces, and gives its connection to another protocol; with what there is of Python
+/// in the guest's image, which has no `http`.
 const SERVER: &str = r#"
-import http.server, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        if self.headers.get("Upgrade") == "echo":
-            self.send_response(101); self.send_header("Upgrade", "echo"); self.send_header("Connection", "upgrade"); self.end_headers()
-            while data := self.rfile.readline():
-                self.wfile.write(data.upper()); self.wfile.flush()
-            self.close_connection = True
-            return
-        self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
-        for word in [self.path, self.headers["Host"]]:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(word), word.encode())); self.wfile.flush(); time.sleep(0.2)
-        self.wfile.write(b"0\r\n\r\n")
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
-http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+import socket, threading, time
+def serve(connection):
+    file = connection.makefile("rb")
+    while line := file.readline():
+        method, path, _ = line.decode().split()
+        headers = {}
+        while line := file.readline().strip():
+            name, value = line.decode().split(":", 1)
+            headers[name.lower()] = value.strip()
+        if headers.get("upgrade") == "echo":
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n")
+            while data := file.readline():
+                connection.sendall(data.upper())
+        elif method == "POST":
+            body = file.read(int(headers["content-length"]))
+            connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for word in [path, headers["host"]]:
+                connection.sendall(b"%x\r\n%s\r\n" % (len(word), word.encode())); time.sleep(0.2)
+            connection.sendall(b"0\r\n\r\n")
+listener = socket.create_server(("", 8000))
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 "#;
 
-#[tokio::test]
-async fn requests_reach_what_listens_at_a_port() {
-    let api = Api::start().await;
+pub(crate) async fn requests_reach_what_listens_at_a_port(api: Api) {
     let id = api.sandbox(json!({})).await;
     let put =
         api.request(Method::PUT, &format!("/v1/sandboxes/{id}/files?path=/root/server.py")).body(SERVER);

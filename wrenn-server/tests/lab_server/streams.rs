@@ -63,9 +63,7 @@ impl Socket {
     }
 }
 
-#[tokio::test]
-async fn a_command_is_followed_and_fed() {
-    let api = Api::start().await;
+pub(crate) async fn a_command_is_followed_and_fed(api: Api) {
     let id = api.sandbox(json!({})).await;
     let start = json!({"command": "cat; echo done >&2; exit 7", "stdin": true});
     let mut socket = Socket::open(&api, &id, start).await;
@@ -95,9 +93,7 @@ async fn a_command_is_followed_and_fed() {
     assert_eq!(events[1], json!({"event": "exited", "exit_code": 7, "signal": null}));
 }
 
-#[tokio::test]
-async fn a_terminal_has_a_size_that_changes() {
-    let api = Api::start().await;
+pub(crate) async fn a_terminal_has_a_size_that_changes(api: Api) {
     let id = api.sandbox(json!({})).await;
     let start = json!({"command": ["/bin/sh"], "terminal": {"columns": 80, "rows": 24}});
     let mut socket = Socket::open(&api, &id, start).await;
@@ -111,9 +107,7 @@ async fn a_terminal_has_a_size_that_changes() {
     assert_eq!(heard.events.last().unwrap()["exit_code"], 5);
 }
 
-#[tokio::test]
-async fn a_command_whose_client_leaves_runs_on_and_is_attached_to() {
-    let api = Api::start().await;
+pub(crate) async fn a_command_whose_client_leaves_runs_on_and_is_attached_to(api: Api) {
     let id = api.sandbox(json!({})).await;
     let start = json!({"command": "echo begun; while [ ! -e /root/go ]; do sleep 0.2; done; echo went on; sleep 2; exit 4"});
     let mut socket = Socket::open(&api, &id, start).await;
@@ -132,9 +126,7 @@ async fn a_command_whose_client_leaves_runs_on_and_is_attached_to() {
     assert_eq!(heard.events.last().unwrap()["exit_code"], 4);
 }
 
-#[tokio::test]
-async fn what_is_wrong_is_said_before_the_end() {
-    let api = Api::start().await;
+pub(crate) async fn what_is_wrong_is_said_before_the_end(api: Api) {
     let id = api.sandbox(json!({})).await;
     for (start, code) in [
         (json!({}), "invalid_request"),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -93,20 +94,18 @@ impl HostAgent {
     }
 }
 
-/// A server with an account.
-pub(crate) struct Api {
-    pub(crate) port: u16,
-    client: reqwest::Client,
-    pub(crate) token: String,
+/// A server that serves, with a host.
+pub(crate) struct Server {
+    port: u16,
     /// Ended before what it works with.
     _program: Program,
-    pub(crate) database: Database,
+    _database: Database,
     _data: Option<Data>,
 }
 
-impl Api {
+impl Server {
     /// A server with a host in its process.
-    pub(crate) async fn start() -> Self {
+    pub(crate) async fn start() -> Arc<Self> {
         let data = Data::new();
         let path = data.path().to_owned();
         let local = ["--local-host", "here", "--data", &path, "--at-end", "destroy"];
@@ -114,34 +113,49 @@ impl Api {
     }
 
     /// A server with a host elsewhere.
-    pub(crate) async fn with_host(host: &HostAgent) -> Self {
+    pub(crate) async fn with_host(host: &HostAgent) -> Arc<Self> {
         Self::serve(&["--hosts", &format!("one={}", host.endpoint())], None).await
     }
 
-    async fn serve(more: &[&str], data: Option<Data>) -> Self {
+    async fn serve(more: &[&str], data: Option<Data>) -> Arc<Self> {
         let database = Database::create().await;
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let listen = format!("127.0.0.1:{port}");
         let mut arguments = vec!["serve", "--listen", &listen, "--domain", "preview.test"];
+        arguments.extend(["--auth-attempts-per-minute", "1000"]);
         arguments.extend(more);
         let secret = "mJ5q0tLr8vWz2xYb7nKd4sPf9hGc3aEu";
         let environment = [("DATABASE_URL", database.url.as_str()), ("WRENN_JWT_SECRET", secret)];
         let program = Program::start(&arguments, &environment);
-        let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        let mut api = Self { port, client, token: String::new(), _program: program, database, _data: data };
+        let ready = format!("http://127.0.0.1:{port}/ready");
         eventually("the server is ready", async || {
-            let ready = api.client.get(api.url("/ready")).send().await;
-            ready.is_ok_and(|response| response.status() == 200)
+            reqwest::get(&ready).await.is_ok_and(|response| response.status() == 200)
         })
         .await;
-        let account = json!({"email": "ada@example.org", "password": "correct horse battery"});
+        eventually("there is a host", async || {
+            database.query("SELECT count(*) FROM hosts WHERE up AND images <> '{}'") == ["1"]
+        })
+        .await;
+        Arc::new(Self { port, _program: program, _database: database, _data: data })
+    }
+}
+
+/// A client of a server, with an account of its own.
+pub(crate) struct Api {
+    pub(crate) port: u16,
+    client: reqwest::Client,
+    pub(crate) token: String,
+    _server: Arc<Server>,
+}
+
+impl Api {
+    pub(crate) async fn of(server: &Arc<Server>, who: &str) -> Self {
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        let mut api = Self { port: server.port, client, token: String::new(), _server: server.clone() };
+        let account = json!({"email": format!("{who}@example.org"), "password": "correct horse battery"});
         api.call(Method::POST, "/v1/auth/signup", Some(account.clone()), 202).await;
         let tokens = api.call(Method::POST, "/v1/auth/login", Some(account), 200).await;
         api.token = text(&tokens["access_token"]);
-        eventually("there is a host", async || {
-            api.database.query("SELECT count(*) FROM hosts WHERE up AND images <> '{}'") == ["1"]
-        })
-        .await;
         api
     }
 
