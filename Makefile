@@ -20,7 +20,7 @@ STATIC := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+cr
 export WRENN_MONITOR ?= $(BUILT)/$(TARGET)/debug/wrenn-monitor
 
 # Where tests reach the server, which may be in the lab.
-SERVED_PORT := 18080
+SERVED_PORT := 18461
 
 .PHONY: help setup build image quickstart serve bench test test-programs lab fmt check clean-lab
 

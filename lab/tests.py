@@ -166,7 +166,13 @@ class Life(unittest.TestCase):
         self.addCleanup(place.cleanup)
         self.home = f"{place.name}/lab"
         os.mkdir(self.home)
-        self.env = {"WRENN_CACHE_DIR": place.name, "WRENN_DATA": f"{place.name}/data", "WRENN_LAB_MIB": "1024"}
+        self.env = {
+            "WRENN_CACHE_DIR": place.name,
+            "WRENN_DATA": f"{place.name}/data",
+            "WRENN_LAB_MIB": "1024",
+            # The first lab may have it.
+            "WRENN_LAB_FORWARD": "",
+        }
 
     def give_parts(self):
         for name in ("kernel", "busybox"):

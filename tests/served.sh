@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 program=$1
-port=${WRENN_LAB_FORWARD:-18080}
+port=${WRENN_LAB_FORWARD:-18461}
 url=http://127.0.0.1:$port
 work=$(mktemp -d)
 log=$work/log
