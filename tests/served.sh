@@ -21,13 +21,13 @@ fail() {
 }
 
 if lab/own-kvm; then
-    scripts/serve-here "$program" "127.0.0.1:$port" "$work/serve" >"$log" 2>&1 &
+    scripts/serve-here "$program" "127.0.0.1:$port" "$work/serve" --at-end destroy >"$log" 2>&1 &
 else
-    lab/lab exec -- scripts/serve-here "$program" "0.0.0.0:$port" "/scratch/served-$$" >"$log" 2>&1 &
+    lab/lab exec -- scripts/serve-here "$program" "0.0.0.0:$port" "/scratch/served-$$" --at-end destroy >"$log" 2>&1 &
 fi
 server=$!
 
-# In good order, so that it destroys what its sandboxes are made of.
+# In good order, so that it destroys the sandboxes that are left.
 stop() {
     kill -TERM $server 2>/dev/null || true
     wait $server || true
