@@ -1,7 +1,8 @@
 // Who is logged in: the tokens, kept for all tabs, and how they are renewed.
 //
 // A refresh token is good once, and showing it again ends the session. So tabs take turns (Web Locks), and each looks
-// first whether another one renewed the tokens meanwhile.
+// first whether another one renewed the tokens meanwhile: in IndexedDB, too, since what one tab puts into localStorage
+// others may see a while after they have got their turn.
 
 const STORED = "wrenn.session";
 const TEAM = "wrenn.team";
@@ -23,13 +24,16 @@ function stored() {
   }
 }
 
-function keep(tokens) {
+/** `name` stays a session's own through its renewals. */
+function keep(tokens, name) {
   const { access_token: access, refresh_token: refresh, expires_in: seconds } = tokens;
-  localStorage.setItem(STORED, JSON.stringify({ access, refresh, until: Date.now() + seconds * 1000 }));
+  const session = { access, refresh, until: Date.now() + seconds * 1000, at: Date.now(), name };
+  localStorage.setItem(STORED, JSON.stringify(session));
+  return session;
 }
 
 export function begin(tokens) {
-  keep(tokens);
+  keep(tokens, String(Math.random()));
 }
 
 export function isOpen() {
@@ -40,6 +44,7 @@ export function isOpen() {
 export function forget(reason) {
   localStorage.removeItem(STORED);
   localStorage.removeItem(TEAM);
+  turn.write(null);
   onEnd(reason);
 }
 
@@ -64,7 +69,7 @@ export async function accessToken(refused) {
   if (!session) return null;
   if (fresh(session)) return session.access;
   return inTurn(async () => {
-    const now = stored();
+    const now = newer(stored(), await turn.read());
     if (!now) return null;
     if (fresh(now)) return now.access;
     return renew(now);
@@ -83,10 +88,50 @@ async function renew(session) {
   }
   // The server is in trouble, and the token may be good still.
   if (!response.ok) throw new TypeError(`the session could not be renewed (${response.status})`);
-  const tokens = await response.json();
-  keep(tokens);
-  return tokens.access_token;
+  const renewed = keep(await response.json(), session.name);
+  await turn.write(renewed);
+  return renewed.access;
 }
+
+/** Another tab's renewal of the same session, if it is newer. */
+function newer(session, shared) {
+  const renewed = session && shared && shared.name === session.name && shared.at > session.at;
+  return renewed ? shared : session;
+}
+
+/** What the last turn left for the next one. Where the browser has no such database, there is nothing. */
+const turn = {
+  open: () =>
+    new Promise((resolve, reject) => {
+      const opening = indexedDB.open("wrenn", 1);
+      opening.onupgradeneeded = () => opening.result.createObjectStore("turn");
+      opening.onsuccess = () => resolve(opening.result);
+      opening.onerror = () => reject(opening.error);
+    }),
+  async run(mode, ask) {
+    try {
+      const database = await this.open();
+      try {
+        return await new Promise((resolve, reject) => {
+          const transaction = database.transaction("turn", mode);
+          const asked = ask(transaction.objectStore("turn"));
+          transaction.oncomplete = () => resolve(asked.result);
+          transaction.onabort = transaction.onerror = () => reject(transaction.error);
+        });
+      } finally {
+        database.close();
+      }
+    } catch {
+      return undefined;
+    }
+  },
+  read() {
+    return this.run("readonly", (store) => store.get("session"));
+  },
+  write(session) {
+    return this.run("readwrite", (store) => store.put(session, "session"));
+  },
+};
 
 let last = Promise.resolve();
 
