@@ -47,12 +47,9 @@ async fn a_host_is_registered_told_to_drain_and_forgotten() {
 #[tokio::test]
 async fn what_the_host_does_not_have_is_over_and_what_it_cannot_boot_never_was() {
     let Some(mut host) = TestHost::start("one").await else { return };
-    let endpoint = host.endpoint();
-    let server =
-        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let server = host.server().await;
     let token = server.account("ada@example.org").await;
     let team = server.team(&token).await;
-    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
     // As a task left them that died, or as they were before the host lost them.
     for (id, state) in [
         ("sandbox000000001", "running"),
@@ -72,12 +69,9 @@ async fn what_the_host_does_not_have_is_over_and_what_it_cannot_boot_never_was()
 #[tokio::test]
 async fn nothing_is_lost_while_a_host_is_away_or_another_is_in_its_place() {
     let Some(mut host) = TestHost::start("one").await else { return };
-    let endpoint = host.endpoint();
-    let server =
-        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let server = host.server().await;
     let token = server.account("ada@example.org").await;
     let team = server.team(&token).await;
-    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
     host.stop().await;
     server.enter_sandbox(&team, "sandbox000000001", "paused");
     server.database.query("UPDATE sandboxes SET host = 'one'");
@@ -104,13 +98,10 @@ async fn nothing_is_lost_while_a_host_is_away_or_another_is_in_its_place() {
 #[tokio::test]
 async fn two_control_planes_attend_to_one_host() {
     let Some(mut host) = TestHost::start("one").await else { return };
-    let endpoint = host.endpoint();
-    let server =
-        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let server = host.server().await;
     let other = TestServer::beside(&server.database.url).await;
     let token = server.account("ada@example.org").await;
     let team = server.team(&token).await;
-    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
     for n in 0..20 {
         server.enter_sandbox(&team, &format!("sandbox0000000{n:02}"), "running");
     }
@@ -128,12 +119,9 @@ async fn two_control_planes_attend_to_one_host() {
 #[tokio::test]
 async fn a_paused_sandbox_that_is_damaged_is_not_lost_and_can_be_removed() {
     let Some(mut host) = TestHost::start("one").await else { return };
-    let endpoint = host.endpoint();
-    let server =
-        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let server = host.server().await;
     let token = server.account("ada@example.org").await;
     let team = server.team(&token).await;
-    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
     host.stop().await;
     let id = "sandbox000000001";
     let store = host.home.path().join("data/sandboxes").join(id);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 
-use crate::support::{DEAD_HOST, TestHost, TestServer, answer, refused, until};
+use crate::support::{DEAD_HOST, TestHost, TestServer, answer, refused};
 
 /// Lets every host have an image, whatever it says itself.
 fn all_have_debian(server: &TestServer) {
@@ -40,11 +40,8 @@ async fn create(server: &TestServer, token: &str, key: &str) -> (StatusCode, Val
 #[tokio::test]
 async fn a_host_that_cannot_be_reached_is_passed_over() {
     let Some(mut host) = TestHost::start("one").await else { return };
-    let endpoint = host.endpoint();
-    let server =
-        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let server = host.server().await;
     let token = server.account("ada@example.org").await;
-    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
     all_have_debian(&server);
     enter_spacious_host(&server, DEAD_HOST, "unix:/nonexistent/wrenn.sock", 1 << 40);
     // One that lives in the process of another control plane cannot be reached from this one.
@@ -95,11 +92,8 @@ fn break_off(socket: &Path) -> Arc<AtomicUsize> {
 #[tokio::test]
 async fn a_host_that_may_have_begun_is_the_only_one_that_is_asked() {
     let Some(mut host) = TestHost::start("one").await else { return };
-    let endpoint = host.endpoint();
-    let server =
-        TestServer::start_with(|settings| settings.hosts = Some(vec![format!("one={endpoint}")])).await;
+    let server = host.server().await;
     let token = server.account("ada@example.org").await;
-    until(&server, "SELECT up FROM hosts WHERE name = 'one'", "t").await;
     all_have_debian(&server);
     let broken = host.home.path().join("broken.sock");
     let creates = break_off(&broken);

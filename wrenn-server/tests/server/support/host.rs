@@ -9,6 +9,8 @@ use tokio::task::JoinHandle;
 use wrenn_core::{Host, ShutdownPolicy};
 use wrenn_host::{HostService, Listener};
 
+use super::{TestServer, until};
+
 /// A host that is served at a Unix socket, in a directory of its own.
 pub(crate) struct TestHost {
     name: &'static str,
@@ -42,6 +44,14 @@ impl TestHost {
 
     pub(crate) fn endpoint(&self) -> String {
         format!("unix:{}", self.socket().display())
+    }
+
+    /// A server that has this host, and has heard from it.
+    pub(crate) async fn server(&self) -> TestServer {
+        let host = format!("{}={}", self.name, self.endpoint());
+        let server = TestServer::start_with(|settings| settings.hosts = Some(vec![host])).await;
+        until(&server, &format!("SELECT up FROM hosts WHERE name = '{}'", self.name), "t").await;
+        server
     }
 
     pub(crate) async fn serve(&mut self) {
